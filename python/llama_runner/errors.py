@@ -1,0 +1,211 @@
+"""Every exception that llama_runner raises.
+
+Four families, so that a caller can decide with one ``except``:
+
+- :class:`LlamaSystemError`: the machine: memory, disk, network, a missing library or extra.
+- :class:`ModelError`: the model file: absent, damaged, unknown, or unable to do what was asked.
+- :class:`LlamaRuntimeError`: a computation that could not be done now: cache full, decode failed, busy.
+- :class:`UsageError`: the call itself: a bad value, an unknown name, an object that is closed.
+
+Each class also inherits the builtin that fits, so ``except ValueError`` and ``except FileNotFoundError``
+work as a Python programmer expects.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "ArgumentTypeError",
+    "ClosedError",
+    "ContextBusyError",
+    "ContextOverflowError",
+    "DecodeAbortedError",
+    "DecodeError",
+    "DownloadError",
+    "IndexOutOfRangeError",
+    "IntegrityError",
+    "InvalidArgumentError",
+    "LlamaRunnerError",
+    "LlamaRuntimeError",
+    "LlamaSystemError",
+    "MissingExtraError",
+    "ModelCapabilityError",
+    "ModelError",
+    "ModelFormatError",
+    "ModelMismatchError",
+    "ModelNotFoundError",
+    "NativeLibraryError",
+    "NoSlotError",
+    "OutOfMemoryError",
+    "SamplingError",
+    "StateError",
+    "StorageError",
+    "UnknownParameterError",
+    "UnsupportedModelError",
+    "UsageError",
+    "unknown_name",
+]
+
+
+class LlamaRunnerError(Exception):
+    """Base of everything raised on purpose by this package.
+
+    ``native_log`` holds the last lines that llama.cpp logged before the error, oldest first; it is
+    empty where llama.cpp had no part in it. They are appended to ``str(error)`` as well.
+    """
+
+    native_log: tuple[str, ...] = ()
+
+    def with_log(self, lines: Iterable[str]) -> LlamaRunnerError:
+        """Attach native log lines and return the error itself, ready to be raised."""
+        self.native_log = tuple(lines)
+        return self
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not self.native_log:
+            return text
+        return "\n  llama.cpp: ".join((text, *self.native_log))
+
+
+# --- the machine -----------------------------------------------------------------------------------
+
+
+class LlamaSystemError(LlamaRunnerError):
+    """The machine could not do it: memory, disk, network, a library or an extra that is missing."""
+
+
+class NativeLibraryError(LlamaSystemError, ImportError):
+    """The compiled part of the package is missing or cannot be loaded."""
+
+
+class MissingExtraError(LlamaSystemError, ImportError):
+    """An optional dependency is not installed; the message names the extra to install."""
+
+
+class OutOfMemoryError(LlamaSystemError, MemoryError):
+    """An allocation failed, or is known in advance not to fit. The message carries the estimate."""
+
+
+class StorageError(LlamaSystemError, OSError):
+    """A file could not be written or read: disk full, no permission, lock not obtained."""
+
+
+class DownloadError(LlamaSystemError, ConnectionError):
+    """A download failed; the message says what was tried and how to go on without a network."""
+
+
+# --- the model -------------------------------------------------------------------------------------
+
+
+class ModelError(LlamaRunnerError):
+    """The model, or the file that should hold it, is at fault."""
+
+
+class ModelNotFoundError(ModelError, FileNotFoundError):
+    """No model where one was named."""
+
+
+class ModelFormatError(ModelError, ValueError):
+    """The file is no GGUF file, or a damaged one."""
+
+
+class UnsupportedModelError(ModelError, ValueError):
+    """A sound GGUF file of an architecture or type that the pinned llama.cpp does not know."""
+
+
+class IntegrityError(ModelError, ValueError):
+    """A downloaded or stored file does not have the expected checksum."""
+
+
+class ModelMismatchError(ModelError, ValueError):
+    """Metadata and GGUF header disagree; ``differences`` maps field to (expected, found)."""
+
+    def __init__(self, message: str, differences: Mapping[str, tuple[object, object]] | None = None):
+        super().__init__(message)
+        self.differences = dict(differences or {})
+
+
+class ModelCapabilityError(ModelError, ValueError):
+    """The model cannot do what was asked of it: generate without weights, chat without a template."""
+
+
+# --- the computation -------------------------------------------------------------------------------
+
+
+class LlamaRuntimeError(LlamaRunnerError):
+    """A computation could not be done now; the object stays usable unless its docstring says more."""
+
+
+class DecodeError(LlamaRuntimeError, RuntimeError):
+    """``llama_decode`` or ``llama_encode`` failed; ``code`` is what it returned."""
+
+    def __init__(self, message: str, code: int = 0):
+        super().__init__(message)
+        self.code = code
+
+
+class NoSlotError(DecodeError):
+    """The KV cache has no room for the batch (return code 1); nothing was changed."""
+
+
+class DecodeAbortedError(DecodeError):
+    """The computation was aborted by request (return code 2); the batch was taken out again."""
+
+
+class ContextOverflowError(LlamaRuntimeError, ValueError):
+    """More tokens than the context holds; ``n_tokens`` were asked for, ``n_ctx`` is what there is."""
+
+    def __init__(self, message: str, n_tokens: int = 0, n_ctx: int = 0):
+        super().__init__(message)
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
+
+
+class ContextBusyError(LlamaRuntimeError, RuntimeError):
+    """Another thread is inside this object. Use one context a thread, or a lock of your own."""
+
+
+class SamplingError(LlamaRuntimeError, RuntimeError):
+    """No token could be selected: every candidate was ruled out, or a sampler failed."""
+
+
+class StateError(LlamaRuntimeError, ValueError):
+    """A saved state is damaged, foreign, or does not fit this context."""
+
+
+# --- the call --------------------------------------------------------------------------------------
+
+
+class UsageError(LlamaRunnerError):
+    """The call is wrong and would be wrong again."""
+
+
+class InvalidArgumentError(UsageError, ValueError):
+    """A value out of its range; the message names the value and what would be right."""
+
+
+class ArgumentTypeError(UsageError, TypeError):
+    """A value of the wrong type; the message names it and what would be right."""
+
+
+class UnknownParameterError(UsageError, TypeError):
+    """A keyword that no parameter has; the message names the nearest one."""
+
+
+class IndexOutOfRangeError(UsageError, IndexError):
+    """A token, row, position or sequence id outside its range."""
+
+
+class ClosedError(UsageError, ValueError):
+    """The object, or the one that it depends on, has been closed."""
+
+
+def unknown_name(name: str, known: Iterable[str], where: str) -> UnknownParameterError:
+    """The error for keyword ``name``, which ``where`` does not take, naming the nearest one known."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+    return UnknownParameterError(f"{where} has no parameter {name!r}: {hint}")
