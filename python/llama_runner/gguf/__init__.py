@@ -1,0 +1,8 @@
+"""GGUF headers in pure Python, so that a damaged or hostile file is refused before llama.cpp opens it."""
+
+from __future__ import annotations
+
+from llama_runner.gguf.header import GGUFArray, GGUFHeader, TensorInfo
+from llama_runner.gguf.reader import read_gguf_header
+
+__all__ = ["GGUFArray", "GGUFHeader", "TensorInfo", "read_gguf_header"]

@@ -1,0 +1,127 @@
+"""Numbers that the GGUF format and the vendored llama.cpp fix. Tests hold them to the vendored headers."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = [
+    "FILE_TYPES",
+    "FILE_TYPE_GUESSED",
+    "GGML_MAX_DIMS",
+    "GGML_MAX_NAME",
+    "GGML_TYPES",
+    "GGUF_VERSIONS",
+    "VALUE_TYPES",
+    "tensor_bytes",
+]
+
+#: Versions that ``gguf_init_from_file`` accepts; 2 and 3 share one layout.
+GGUF_VERSIONS = (2, 3)
+
+GGML_MAX_DIMS = 4
+GGML_MAX_NAME = 64
+
+#: ``enum gguf_type`` by number: name, and struct/NumPy code (empty for string and array).
+VALUE_TYPES: tuple[tuple[str, str], ...] = (
+    ("u8", "<u1"),
+    ("i8", "<i1"),
+    ("u16", "<u2"),
+    ("i16", "<i2"),
+    ("u32", "<u4"),
+    ("i32", "<i4"),
+    ("f32", "<f4"),
+    ("bool", "<u1"),
+    ("str", ""),
+    ("arr", ""),
+    ("u64", "<u8"),
+    ("i64", "<i8"),
+    ("f64", "<f8"),
+)
+
+#: ``enum ggml_type`` by number: name, elements a block, bytes a block. Numbers left out were removed.
+GGML_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}
+
+#: ``enum llama_ftype`` by number, without ``LLAMA_FTYPE_MOSTLY_`` and ``LLAMA_FTYPE_ALL_``.
+FILE_TYPES: dict[int, str] = {
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    19: "IQ2_XXS",
+    20: "IQ2_XS",
+    21: "Q2_K_S",
+    22: "IQ3_XS",
+    23: "IQ3_XXS",
+    24: "IQ1_S",
+    25: "IQ4_NL",
+    26: "IQ3_S",
+    27: "IQ3_M",
+    28: "IQ2_S",
+    29: "IQ2_M",
+    30: "IQ4_XS",
+    31: "IQ1_M",
+    32: "BF16",
+    36: "TQ1_0",
+    37: "TQ2_0",
+    38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
+    41: "Q2_0",
+}
+
+#: The flag that llama.cpp sets in a file type which it guessed from the tensors.
+FILE_TYPE_GUESSED = 1024
+
+
+def tensor_bytes(shape: tuple[int, ...], type_id: int) -> int:
+    """Bytes of a contiguous tensor; ``shape`` must be whole blocks. Like ``ggml_nbytes``."""
+    _, block, size = GGML_TYPES[type_id]
+    return math.prod(shape) // block * size

@@ -1,0 +1,291 @@
+"""What a generation gives back: text, tokens, why it ended, what it cost. Immutable, and plain to JSON."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import InvalidArgumentError
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "ContextInfo",
+    "FinishReason",
+    "SequenceInfo",
+    "Timings",
+    "TokenLogprob",
+    "Usage",
+]
+
+FinishReason = Literal["stop", "length", "eos", "cancelled", "timeout"]
+"""``stop``: a stop string; ``eos``: the model ended; ``length``: max_tokens or the context's end."""
+
+_Logprobs = tuple["TokenLogprob", ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens, counted and not estimated: ``prompt_tokens = cached_tokens + computed_tokens``."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of the prompt that were in the cache already, so that their prefill was skipped."""
+    computed_tokens: int
+    completion_tokens: int
+
+    def __post_init__(self) -> None:
+        if min(self.prompt_tokens, self.cached_tokens, self.computed_tokens, self.completion_tokens) < 0:
+            raise InvalidArgumentError(f"a token count cannot be negative: {self}")
+        if self.prompt_tokens != self.cached_tokens + self.computed_tokens:
+            raise InvalidArgumentError(f"prompt_tokens must be cached_tokens + computed_tokens: {self}")
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def to_dict(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "cached_tokens": self.cached_tokens,
+            "computed_tokens": self.computed_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """The log-probability of one generated token, and of the likeliest in its place, best first."""
+
+    token: int
+    text: str
+    """``bytes`` for reading: half a character shows as U+FFFD."""
+    bytes: builtins.bytes
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "token": self.token,
+            "text": self.text,
+            "bytes": list(self.bytes),
+            "logprob": _json_number(self.logprob),
+            "top": [{"token": token, "logprob": _json_number(logprob)} for token, logprob in self.top],
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, by the wall clock.
+
+    ``first_token_seconds`` runs from the call to the first token, ``generation_seconds`` from the end
+    of the prefill to the last token. The two counts are those that the rates divide.
+    """
+
+    prompt_seconds: float
+    generation_seconds: float
+    first_token_seconds: float
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_seconds(self) -> float:
+        return self.prompt_seconds + self.generation_seconds
+
+    @property
+    def prompt_tokens_per_second(self) -> float:
+        """Speed of the prefill, without tokens from the cache; 0 where nothing was computed."""
+        return _rate(self.computed_tokens, self.prompt_seconds)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed of the generation; 0 where nothing was generated."""
+        return _rate(self.completion_tokens, self.generation_seconds)
+
+    def __repr__(self) -> str:
+        return (
+            f"Timings(prompt {self.prompt_seconds:.3f} s, {self.prompt_tokens_per_second:.1f} tokens/s; "
+            f"generation {self.generation_seconds:.3f} s, {self.tokens_per_second:.1f} tokens/s; "
+            f"first token after {self.first_token_seconds:.3f} s)"
+        )
+
+    def to_dict(self) -> dict[str, float]:
+        return {
+            "prompt_seconds": self.prompt_seconds,
+            "generation_seconds": self.generation_seconds,
+            "first_token_seconds": self.first_token_seconds,
+            "prompt_tokens_per_second": self.prompt_tokens_per_second,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """One piece of a stream. The text of all chunks together is the text of the ``Completion``.
+
+    ``text`` can be empty and the next one longer: half a character and a possible stop string are held
+    back until they are decided. Only the last chunk has a ``finish_reason``.
+    """
+
+    text: str
+    tokens: tuple[int, ...] = ()
+    logprobs: _Logprobs | None = None
+    finish_reason: FinishReason | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "tokens": list(self.tokens),
+            "logprobs": _logprobs_dict(self.logprobs),
+            "finish_reason": self.finish_reason,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Completion:
+    """A finished generation. ``str(completion)`` is its text.
+
+    Two are equal when they say the same: all but the timings, which never agree, is compared.
+    """
+
+    text: str
+    tokens: npt.NDArray[np.int32]
+    """The tokens generated, as a read-only int32 array; with a stop string more than ``text`` shows."""
+    finish_reason: FinishReason
+    stop_match: str | None
+    """The stop string that ended the text, if one did."""
+    usage: Usage
+    timings: Timings
+    logprobs: _Logprobs | None
+    seed: int
+    """The seed really used: passed back in, it repeats the generation."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tokens", _frozen_tokens(self.tokens))
+
+    def _compared(self) -> tuple[object, ...]:
+        told = (self.text, self.tokens.tobytes(), self.finish_reason, self.stop_match)
+        return (*told, self.usage, self.logprobs, self.seed)
+
+    def __eq__(self, other: object) -> bool:
+        return self._compared() == other._compared() if isinstance(other, Completion) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def __reduce__(self) -> tuple[type[Completion], tuple[object, ...]]:
+        # NumPy forgets read-only over a pickle; going through the constructor sets it again.
+        return Completion, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        why = self.finish_reason if self.stop_match is None else f"{self.finish_reason} {self.stop_match!r}"
+        text = self.text if len(self.text) <= 60 else self.text[:57] + "..."
+        return (
+            f"<Completion {text!r}: {why}, {self.usage.completion_tokens} tokens at "
+            f"{self.timings.tokens_per_second:.1f}/s, prompt {self.usage.prompt_tokens} "
+            f"({self.usage.cached_tokens} cached), seed {self.seed}>"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "text": self.text,
+            "tokens": self.tokens.tolist(),
+            "finish_reason": self.finish_reason,
+            "stop_match": self.stop_match,
+            "usage": self.usage.to_dict(),
+            "timings": self.timings.to_dict(),
+            "logprobs": _logprobs_dict(self.logprobs),
+            "seed": self.seed,
+        }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SequenceInfo:
+    """One sequence in the KV cache; both positions are -1 where it is empty."""
+
+    seq_id: int
+    pos_min: int
+    pos_max: int
+    n_tokens: int
+
+    def to_dict(self) -> dict[str, int]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContextInfo:
+    """How full a context is.
+
+    ``used`` counts cells: one that several sequences share counts once, so ``used`` can be less than
+    the tokens of all sequences together.
+    """
+
+    n_ctx: int
+    used: int
+    n_seq_max: int
+    sequences: tuple[SequenceInfo, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.n_ctx < 1 or not 0 <= self.used <= self.n_ctx:
+            raise InvalidArgumentError(f"used must be from 0 to n_ctx {self.n_ctx}, not {self.used}")
+
+    @property
+    def free(self) -> int:
+        return self.n_ctx - self.used
+
+    @property
+    def ratio(self) -> float:
+        """Used share of the context, 0 to 1."""
+        return self.used / self.n_ctx
+
+    def __str__(self) -> str:
+        count = len(self.sequences)
+        return (
+            f"{self.used} of {self.n_ctx} cells used ({self.ratio:.0%}), "
+            f"{count} of {self.n_seq_max} sequence{'' if self.n_seq_max == 1 else 's'}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "n_ctx": self.n_ctx,
+            "used": self.used,
+            "free": self.free,
+            "ratio": self.ratio,
+            "n_seq_max": self.n_seq_max,
+            "sequences": [sequence.to_dict() for sequence in self.sequences],
+        }
+
+
+def _frozen_tokens(tokens: Sequence[int] | npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """A copy of its own: whoever holds the original, or a view below it, cannot change a result."""
+    frozen = np.array(tokens, dtype=np.int32)
+    if frozen.ndim != 1:
+        raise InvalidArgumentError(f"tokens must be a flat array, not one of shape {frozen.shape}")
+    frozen.setflags(write=False)
+    return frozen
+
+
+def _rate(count: int, seconds: float) -> float:
+    return count / seconds if seconds > 0 else 0.0
+
+
+def _json_number(value: float) -> float | None:
+    """JSON has no infinity, and a token that a grammar ruled out has the log-probability -inf."""
+    return value if math.isfinite(value) else None
+
+
+def _logprobs_dict(logprobs: _Logprobs | None) -> list[dict[str, Any]] | None:
+    return None if logprobs is None else [logprob.to_dict() for logprob in logprobs]

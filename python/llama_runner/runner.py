@@ -1,0 +1,341 @@
+"""``LlamaRunner``: a model and a context, ready to generate."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_runner._check import check_int
+from llama_runner.core import ChatTemplate, Context, Model
+from llama_runner.core.vocab import as_tokens
+from llama_runner.engine import Generation, Slot, Slots
+from llama_runner.errors import ClosedError, InvalidArgumentError, LlamaRunnerError, ModelCapabilityError, unknown_name
+from llama_runner.models import resolve_model
+from llama_runner.params import GenerationParams
+from llama_runner.results import Chunk, Completion, ContextInfo, SequenceInfo
+
+__all__ = ["LlamaRunner", "Stream"]
+
+Prompt = str | bytes | Sequence[int] | npt.NDArray[np.integer[Any]]
+
+DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gigabytes unasked
+STATEFUL = 0  # the sequence that generate_stateful talks in
+
+CONTEXT_OPTIONS = frozenset(
+    {
+        "flash_attn",
+        "n_batch",
+        "n_threads",
+        "n_threads_batch",
+        "n_ubatch",
+        "offload_kqv",
+        "op_offload",
+        "rope_freq_base",
+        "rope_freq_scale",
+        "swa_full",
+        "type_k",
+        "type_v",
+    }
+)
+MODEL_OPTIONS = frozenset({"check_tensors", "main_gpu", "n_gpu_layers", "split_mode", "use_mlock", "use_mmap"})
+
+
+class Stream(Iterator[Chunk]):
+    """A generation under way: iterate over its chunks; ``completion`` is there at the end.
+
+    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early; ``completion`` then holds what
+    there is, with the finish reason ``"cancelled"``. One thread at a time.
+    """
+
+    def __init__(self, generation: Generation, slots: Slots, lock: threading.RLock) -> None:
+        self._generation = generation
+        self._slots = slots
+        self._lock = lock
+        self._done = False
+
+    def __next__(self) -> Chunk:
+        if self._done:
+            raise StopIteration
+        try:
+            chunk = self._generation.step()
+        except BaseException:
+            self.close()
+            raise
+        if chunk.finish_reason is not None:
+            self._release()
+        return chunk
+
+    def close(self) -> None:
+        """End the generation where it is; closing twice is no error."""
+        if not self._done:
+            self._generation.cancel()
+            self._release()
+
+    def _release(self) -> None:
+        self._done = True
+        self._generation.slot.busy = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if not self._done:
+            self.close()
+
+    @property
+    def completion(self) -> Completion:
+        """The result, once the stream is exhausted or closed; InvalidArgumentError before."""
+        if not self._done:
+            raise InvalidArgumentError("the stream is not finished: exhaust it or close() it first")
+        return self._generation.completion()
+
+
+class LlamaRunner:
+    """A model and a context, ready to generate.
+
+        with LlamaRunner("smollm2-135m") as runner:
+            print(runner.generate("The capital of France is", max_tokens=8).text)
+
+    Parameters
+    ----------
+    model : a path, ``"hf:owner/repo/file.gguf"``, ``"pypi:dist==version/file.gguf"``, a short name, a metadata .json, or
+        a ``Model``, which then stays open when the runner closes.
+    n_ctx : tokens that fit into the context; None for what the model was trained with, at most 8192.
+    n_seq_max : sequences in the cache: one for ``generate_stateful``, the others for as many generations at a time.
+    progress : called with 0.0 to 1.0 while the model loads; returning False cancels.
+    download_progress : called with (what, bytes done, bytes in all or None) while the model is fetched.
+    **options : those of ``core.Model`` (``n_gpu_layers``, …) and ``core.Context`` (``n_threads``, ``type_k``, …).
+
+    Any thread may call it, several at once: generations take turns, token by token. A call that finds no free sequence
+    raises ContextBusyError. After any error the runner is usable, and the conversation of ``generate_stateful`` is as it
+    was before the call.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Model,
+        *,
+        n_ctx: int | None = None,
+        n_seq_max: int | None = None,
+        progress: Callable[[float], object] | None = None,
+        download_progress: Callable[[str, int, int | None], None] | None = None,
+        **options: Any,
+    ) -> None:
+        self._closed = True
+        for name in options:
+            if name not in CONTEXT_OPTIONS | MODEL_OPTIONS:
+                known = {*CONTEXT_OPTIONS, *MODEL_OPTIONS, "n_ctx", "n_seq_max", "progress", "download_progress"}
+                raise unknown_name(name, known, "LlamaRunner()")
+        for_model = {name: options.pop(name) for name in MODEL_OPTIONS & options.keys()}
+        if n_ctx is not None:
+            check_int("n_ctx", n_ctx, 1, 2**31 - 256)
+        self._owns_model = not isinstance(model, Model)
+        if isinstance(model, Model):
+            if for_model:
+                raise InvalidArgumentError(f"{', '.join(sorted(for_model))}: the Model is loaded already")
+            self.model = model
+        else:
+            path = resolve_model(model, progress=download_progress)
+            self.model = Model(path, progress=progress, **for_model)
+        try:
+            self._open(n_ctx, n_seq_max, options)
+        except BaseException:
+            if self._owns_model:
+                self.model.close()
+            raise
+
+    def _open(self, n_ctx: int | None, n_seq_max: int | None, options: Mapping[str, Any]) -> None:
+        if not self.model.has_decoder or (self.model.architecture.endswith("bert")):
+            raise ModelCapabilityError(f"{self.model!r} is an encoder and cannot generate: use core.Context with embeddings=True")
+        if n_ctx is None:
+            n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
+        if n_seq_max is None:
+            # each recurrent state is there from the start; a cell of attention costs nothing until it is used
+            n_seq_max = 2 if self.model.is_recurrent or self.model.is_hybrid else 8
+        if check_int("n_seq_max", n_seq_max, 2, 256):
+            self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
+        self._slots = Slots(self.context)
+        self._conversation: list[int] = []
+        self._template: ChatTemplate | None = None
+        self._lock = threading.RLock()
+        self._closed = False
+
+    # --- generating
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        params: GenerationParams | None = None,
+        prefill_progress: Callable[[int, int], object] | None = None,
+        **kwargs: Any,
+    ) -> Stream:
+        """Generate, a ``Chunk`` at a time. The prompt is read before this returns.
+
+        ``prompt`` is text, or token ids. ``params`` and keywords are those of ``GenerationParams``; ``prefill_progress``
+        is called with (tokens done, tokens in all) of the part that must be computed. Raises UnknownParameterError,
+        InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError, ClosedError.
+        """
+        settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
+        tokens = self._tokens(prompt)
+        with self._lock:
+            self._check_open()
+            slot = self._slots.take(self._slots.best_for(tokens, self._slots.all[STATEFUL + 1 :]))
+        return self._start(slot, tokens, settings, prefill_progress)
+
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        params: GenerationParams | None = None,
+        prefill_progress: Callable[[int, int], object] | None = None,
+        **kwargs: Any,
+    ) -> Completion:
+        """Generate to the end; parameters and errors as for ``stream``."""
+        settings = GenerationParams.from_kwargs(params, kwargs, where="generate()")
+        return exhaust(self.stream(prompt, params=settings, prefill_progress=prefill_progress))
+
+    def generate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
+        """The text that follows ``prompt``; nothing of the call is visible to the next one."""
+        return self.generate(prompt, max_tokens=max_tokens, **kwargs).text
+
+    def generate_stateful(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
+        """The text that follows all earlier stateful prompts and answers, and now ``prompt``.
+
+        The conversation lives in the KV cache: only what is new is computed. ``clear_context()`` forgets it. After an
+        error, ContextOverflowError included, it is as it was before the call.
+        """
+        params = kwargs.pop("params", None)
+        settings = GenerationParams.from_kwargs(params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()")
+        new = self._tokens(prompt, add_special=not self._conversation)
+        with self._lock:
+            self._check_open()
+            slot = self._slots.take(self._slots.all[STATEFUL])
+            tokens = np.concatenate([np.asarray(self._conversation, dtype=np.int32), new])
+        stream = self._start(slot, tokens, settings, None)
+        completion = exhaust(stream)
+        self._conversation = [*tokens.tolist(), *completion.tokens.tolist()]
+        return completion.text
+
+    def _start(
+        self,
+        slot: Slot,
+        tokens: npt.NDArray[np.int32],
+        params: GenerationParams,
+        progress: Callable[[int, int], object] | None,
+    ) -> Stream:
+        """Read the prompt into a slot that was taken, and give it back if that fails."""
+        try:
+            generation = Generation(self.context, self._slots, slot, self._lock, params, pinned={STATEFUL})
+            generation.prefill(tokens, progress)
+        except BaseException:
+            slot.busy = False
+            raise
+        return Stream(generation, self._slots, self._lock)
+
+    def _tokens(self, prompt: Prompt, add_special: bool = True) -> npt.NDArray[np.int32]:
+        self._check_open()
+        vocab = self.model.vocab
+        if isinstance(prompt, (str, bytes)):
+            tokens = vocab.tokenize(prompt, add_special=add_special, parse_special=False)
+        else:
+            tokens = as_tokens(prompt, vocab.n_tokens)
+        if len(tokens) == 0:
+            raise InvalidArgumentError("the prompt is empty: there is nothing to continue; pass at least one token")
+        return tokens
+
+    # --- chat
+
+    def apply_chat_template(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> str:
+        """Render OpenAI-style messages with the model's own chat template; see ``core.ChatTemplate.apply``.
+
+        The text holds special tokens: give it to ``generate`` as ``chat_tokens(messages)``, not as a string.
+        """
+        with self._lock:
+            self._check_open()
+            if self._template is None:
+                self._template = ChatTemplate(self.model)
+        return self._template.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+
+    def chat_tokens(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+    ) -> npt.NDArray[np.int32]:
+        """``apply_chat_template`` as token ids, special tokens read as such: a prompt for ``generate``."""
+        text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        return self.model.vocab.tokenize(text, add_special=True, parse_special=True)
+
+    # --- the context
+
+    def get_context_info(self) -> ContextInfo:
+        """How full the context is, in all and for each sequence that holds something."""
+        with self._lock:
+            self._check_open()
+            memory = self.context.memory
+            sequences = tuple(
+                SequenceInfo(slot.seq_id, memory.seq_pos_min(slot.seq_id), memory.seq_pos_max(slot.seq_id), len(slot.tokens))
+                for slot in self._slots.all
+                if slot.tokens
+            )
+            if self.model.is_recurrent:  # a state a sequence, however long it is
+                return ContextInfo(self.context.n_seq_max, len(sequences), self.context.n_seq_max, sequences)
+            return ContextInfo(self.context.n_ctx, self._slots.used(), self.context.n_seq_max, sequences)
+
+    def clear_context(self) -> None:
+        """Forget the conversation of ``generate_stateful`` and every cached prompt; streams under way go on."""
+        with self._lock:
+            self._check_open()
+            if not self._slots.all[STATEFUL].busy:
+                self._conversation = []
+            for slot in self._slots.all:
+                if not slot.busy:
+                    slot.truncate(0)
+
+    # --- lifetime
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` has been called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Free the context, and the model unless it was passed in; closing twice is no error. Streams end."""
+        if self._closed:
+            return
+        with self._lock:
+            self._closed = True
+            self.context.close()
+            if self._owns_model:
+                self.model.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this LlamaRunner is closed")
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return "<LlamaRunner closed>" if self._closed else f"<LlamaRunner {self.get_context_info()} {self.model!r}>"
+
+
+def exhaust(stream: Stream) -> Completion:
+    """Run a stream to its end."""
+    with stream:
+        for _ in stream:
+            pass
+    return stream.completion

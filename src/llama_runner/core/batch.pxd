@@ -1,0 +1,18 @@
+from libc.stdint cimport int8_t, int32_t
+
+from llama_runner._c.llama cimport llama_batch, llama_pos, llama_seq_id, llama_token
+from llama_runner._c.native cimport lr_guard
+
+
+cdef class Batch:
+    cdef llama_batch c
+    # exclusive while a decode reads it without the GIL
+    cdef lr_guard *guard
+    cdef llama_seq_id *seq_flat  # capacity * seq_width ids; c.seq_id points into it
+    cdef readonly int capacity
+    cdef int seq_width
+    cdef readonly int n_outputs
+
+    cdef int _check_room(self, int n) except -1
+    cdef int grow_rows(self, int width) except -1
+    cdef void put(self, llama_token token, llama_pos pos, llama_seq_id seq_id, bint logits) noexcept

@@ -1,0 +1,98 @@
+"""``ChatTemplate``: messages to prompt text, by the model's own Jinja template."""
+
+import json
+
+from llama_runner._c.native cimport (
+    lr_chat,
+    lr_chat_apply,
+    lr_chat_free,
+    lr_chat_new,
+    lr_chat_source,
+    lr_guard_end_shared,
+)
+from llama_runner.core._native cimport drain_log, enter_shared, take_string
+from llama_runner.core.model cimport Model
+
+from llama_runner import errors
+from llama_runner._check import check_text
+
+
+cdef class ChatTemplate:
+    """A Jinja chat template, run by llama.cpp's ``common`` library (``common_chat_templates_init``).
+
+    ``source`` is Jinja text, or None for the model's own template. Raises ModelCapabilityError when the model has none,
+    InvalidArgumentError when the template cannot be parsed. Any thread may use it, several at once.
+    """
+
+    cdef lr_chat *ptr
+    cdef readonly Model model  # held: the template asks it for its special tokens
+
+    def __init__(self, Model model not None, source=None):
+        cdef char *error = NULL
+        cdef bytes text
+        cdef const char *c_text = NULL
+        if self.ptr != NULL:
+            raise errors.InvalidArgumentError("this ChatTemplate is made already; make a new one")
+        model.check_open()
+        if source is not None:
+            text = check_text("source", source)
+            if not text:
+                raise errors.InvalidArgumentError("source is empty: pass a Jinja template, or None for the model's own")
+            c_text = text
+        self.ptr = lr_chat_new(model.ptr, c_text, &error)
+        problem = take_string(error)
+        lines = drain_log()
+        if problem:
+            raise errors.InvalidArgumentError(f"the chat template cannot be parsed: {problem}").with_log(lines)
+        if self.ptr == NULL:
+            raise errors.ModelCapabilityError(
+                f"{model.path} has no chat template: pass one as Jinja text, or use a plain prompt"
+            )
+        self.model = model
+
+    def __dealloc__(self):
+        lr_chat_free(self.ptr)
+
+    @property
+    def source(self):
+        """The template's Jinja text."""
+        return lr_chat_source(self.ptr).decode("utf-8", "replace")
+
+    def apply(self, messages, *, tools=None, add_generation_prompt=True, enable_thinking=True, **template_kwargs):
+        """The prompt text for a list of OpenAI-style messages. Wraps ``common_chat_templates_apply``, without the GIL.
+
+        ``tools`` is a list of OpenAI-style tool descriptions; ``add_generation_prompt`` ends the text where the
+        assistant's turn begins; other keywords reach the template as variables. Tokenize the result with
+        ``parse_special=True``. Raises InvalidArgumentError for messages that the template refuses.
+        """
+        cdef char *error = NULL
+        cdef char *prompt
+        self.model.check_open()
+        request = {
+            "messages": list(messages),
+            "add_generation_prompt": bool(add_generation_prompt),
+            "enable_thinking": bool(enable_thinking),
+        }
+        if tools:
+            request["tools"] = list(tools)
+        if template_kwargs:
+            request["template_kwargs"] = template_kwargs
+        try:
+            text = json.dumps(request, ensure_ascii=False)
+        except (TypeError, ValueError) as problem:
+            raise errors.ArgumentTypeError(f"messages and tools are JSON values: {problem}") from None
+        if "\\u0000" in text:
+            raise errors.InvalidArgumentError("a message has a NUL character: no model reads it; remove it")
+        cdef bytes data = check_text("messages", text)
+        cdef const char *c_data = data
+        enter_shared(self.model.guard, "model")
+        try:
+            with nogil:
+                prompt = lr_chat_apply(self.ptr, c_data, &error)
+        finally:
+            lr_guard_end_shared(self.model.guard)
+        problem = take_string(error)
+        if prompt == NULL:
+            raise errors.InvalidArgumentError(f"the chat template refused the messages: {problem}").with_log(drain_log())
+        drain_log()
+        return take_string(prompt)

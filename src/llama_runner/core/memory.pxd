@@ -1,0 +1,11 @@
+from llama_runner.core.context cimport Context
+
+
+cdef class Memory:
+    cdef readonly Context context  # held: the memory lives inside it
+    cdef object __weakref__
+
+    cdef int enter(self) except -1
+    cdef int check_free(self, int dst, int low, int high) except -1
+    cdef int need_shift(self) except -1
+    cdef bint can_cut(self, int seq, int low, int high) noexcept

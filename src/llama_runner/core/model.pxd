@@ -1,0 +1,17 @@
+from llama_runner._c.llama cimport llama_model, llama_model_params, llama_vocab
+from llama_runner._c.native cimport lr_guard
+
+
+cdef class Model:
+    cdef llama_model *ptr
+    cdef const llama_vocab *vocab_ptr
+    # shared while a call is inside without the GIL, exclusive while closing
+    cdef lr_guard *guard
+    cdef readonly str path
+    cdef readonly bint vocab_only
+    cdef object _vocab  # weak: a vocabulary holds its model, not the other way round
+    cdef object _contexts  # weak set of open contexts; close() closes them first
+    cdef object __weakref__
+
+    cdef int _load(self, llama_model_params params, progress) except -1
+    cdef int check_open(self) except -1

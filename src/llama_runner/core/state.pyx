@@ -1,0 +1,76 @@
+"""The KV state of a sequence, to bytes and back; the public methods are ``Context.state_seq_get`` and ``…_set``."""
+
+import hashlib
+
+from libc.stdint cimport uint8_t
+from libc.stddef cimport size_t
+
+from llama_runner._c.llama cimport (
+    llama_memory_seq_rm,
+    llama_state_seq_get_data,
+    llama_state_seq_get_size,
+    llama_state_seq_set_data,
+)
+from llama_runner._c.native cimport lr_memory_flush
+from llama_runner.core._native cimport drain_log, native_error, take_string
+from llama_runner.core.context cimport Context
+
+from llama_runner import errors
+from llama_runner._container import pack, unpack
+
+
+def fingerprint(Context ctx, dict settings):
+    """What a saved state depends on: the model's metadata and shape, the KV types and the rope settings."""
+    meta = hashlib.blake2b(repr(sorted(ctx.model.metadata.items())).encode(), digest_size=16).hexdigest()
+    return {"metadata": meta, "n_params": ctx.model.n_params, "size": ctx.model.size, **settings}
+
+
+def get(Context ctx, int seq):
+    """The container with the state of sequence ``seq``; the caller is inside ``ctx``."""
+    cdef char *error = NULL
+    cdef size_t size, written
+    cdef unsigned char[::1] view
+    need_memory(ctx)
+    # a shift or copy is pending until the next decode; saving now would save the keys from before it
+    if lr_memory_flush(ctx.ptr, &error) != 0:
+        raise native_error(RuntimeError(take_string(error)), "applying pending changes of the KV memory")
+    try:
+        with nogil:
+            size = llama_state_seq_get_size(ctx.ptr, seq)
+        payload = bytearray(size)
+        view = payload
+        with nogil:
+            written = llama_state_seq_get_data(ctx.ptr, <uint8_t *> &view[0], size, seq)
+    except (RuntimeError, MemoryError) as problem:
+        raise native_error(problem, "saving a sequence") from None
+    if written != size:
+        raise errors.StateError(f"llama.cpp wrote {written} of {size} bytes of state").with_log(drain_log())
+    return pack(ctx.fingerprint, payload)
+
+
+def set(Context ctx, int seq, blob):
+    """Restore a container made by ``get`` into sequence ``seq``; the caller is inside ``ctx``."""
+    need_memory(ctx)
+    payload = unpack(ctx.fingerprint, blob)
+    cdef const unsigned char[::1] view = payload
+    cdef size_t size = len(payload), used
+    try:
+        with nogil:
+            used = llama_state_seq_set_data(ctx.ptr, <const uint8_t *> &view[0], size, seq)
+    except (RuntimeError, MemoryError, ValueError, IndexError) as problem:
+        llama_memory_seq_rm(ctx.mem, seq, -1, -1)
+        raise native_error(problem, "restoring a sequence") from None
+    if used != size:
+        llama_memory_seq_rm(ctx.mem, seq, -1, -1)
+        raise errors.StateError(
+            f"llama.cpp could not restore the state into sequence {seq}, which is empty now: most likely the KV memory "
+            f"(n_ctx={ctx.n_ctx}) has no room for it"
+        ).with_log(drain_log())
+    # the outputs belong to whatever was decoded before
+    ctx.n_outputs = 0
+
+
+cdef int need_memory(Context ctx) except -1:
+    if ctx.mem == NULL:
+        raise errors.ModelCapabilityError(f"{ctx.model!r} keeps no KV memory")
+    return 0
