@@ -21,5 +21,7 @@ def smollm2() -> Path:
 def llama_cpp_dir() -> Path:
     """The vendored llama.cpp, which installing the package has fetched."""
     folder = Path(__file__).parent.parent / "vendor" / "llama.cpp"
-    assert (folder / "include" / "llama.h").is_file(), "vendor/llama.cpp is empty: run vendor/fetch_llama_cpp.py"
+    assert (folder / "include" / "llama.h").is_file(), (
+        "vendor/llama.cpp is empty: run vendor/fetch_llama_cpp.py"
+    )
     return folder

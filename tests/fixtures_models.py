@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+
 from tiny_models import DECODER_KINDS, KINDS, write_tiny_model
 
 

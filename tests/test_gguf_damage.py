@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from gguf_images import (
     ARCHITECTURE,
     SMALL_VOCAB,
@@ -18,9 +21,6 @@ from gguf_images import (
     tensor,
     text,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 from llama_runner.errors import (
     LlamaRunnerError,
     ModelError,

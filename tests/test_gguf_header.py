@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.constants import GGML_QUANT_SIZES
+
 from gguf_images import (
     ARCHITECTURE,
     SMALL_VOCAB,
@@ -26,7 +27,6 @@ from gguf_images import (
     pair,
     tensor,
 )
-
 from llama_runner.errors import (
     ModelFormatError,
     ModelNotFoundError,

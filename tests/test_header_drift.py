@@ -385,7 +385,7 @@ def parse_definition(tokens: Sequence[str], into: Declarations) -> None:
         raise ParseError(f"not a definition: {' '.join(before)!r} … {' '.join(after)!r}")
     if tags[0] == "enum":
         members = parse_members(inside)
-        into.enums.update({name: members for name in names})
+        into.enums.update(dict.fromkeys(names, members))
         into.constants.update(members)
         return
     fields = parse_fields(inside)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from fixtures_sources import (
     CONTENT,
     MEMBER,
@@ -24,7 +25,6 @@ from fixtures_sources import (
     start,
     wheels,
 )
-
 from llama_runner.errors import (
     ArgumentTypeError,
     DownloadError,

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from fixtures_sources import (
     CONTENT,
     small_disk,
 )
 from hub_stand_in import COMMIT, HubStandIn
-
 from llama_runner.errors import (
     DownloadError,
     InvalidArgumentError,

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from fixtures_sources import (
     CONTENT,
     MEMBER,
@@ -22,7 +23,6 @@ from fixtures_sources import (
     start,
     wheels,
 )
-
 from llama_runner.errors import (
     StorageError,
 )

@@ -61,14 +61,23 @@ class Source:
         inside = [plain(f"{TOP}/vendor/llama.cpp/{name}", text) for name, text in TREE.items()]
         outside = {"pyproject.toml": PYPROJECT, "backend.py": BACKEND, "PKG-INFO": METADATA}
         with tarfile.open(self.archive, "w:gz") as tar:
-            for info, data in [*(plain(f"{TOP}/{name}", text) for name, text in outside.items()), *inside, *more]:
+            for info, data in [
+                *(plain(f"{TOP}/{name}", text) for name, text in outside.items()),
+                *inside,
+                *more,
+            ]:
                 tar.addfile(info, io.BytesIO(data))
         self.sha256 = hashlib.sha256(self.archive.read_bytes()).hexdigest()
         self.pin = folder / "pin.json"
         self.write_pin()
 
     def write_pin(self, **changes: str) -> None:
-        sdist = {"distribution": "tinysource", "version": "1.0", "sha256": self.sha256, "path": "vendor/llama.cpp"}
+        sdist = {
+            "distribution": "tinysource",
+            "version": "1.0",
+            "sha256": self.sha256,
+            "path": "vendor/llama.cpp",
+        }
         pin = {"commit": COMMIT, "release": "b1", "sdist": sdist}
         for key, value in changes.items():
             (pin if key in pin else sdist)[key] = value
@@ -95,7 +104,9 @@ class Source:
 
     def contents(self) -> dict[str, str]:
         files = (path for path in self.dest.rglob("*") if path.is_file())
-        return {path.relative_to(self.dest).as_posix(): path.read_text() for path in files if path.name != STAMP}
+        return {
+            path.relative_to(self.dest).as_posix(): path.read_text() for path in files if path.name != STAMP
+        }
 
 
 @pytest.fixture
@@ -142,7 +153,11 @@ def test_works_where_the_build_environment_hides_pip(source: Source, tmp_path: P
 
 
 def test_works_inside_the_hooks_of_another_build(source: Source, tmp_path: Path) -> None:
-    env = {**source.env, "_PYPROJECT_HOOKS_BUILD_BACKEND": "other", "_PYPROJECT_HOOKS_BACKEND_PATH": str(tmp_path)}
+    env = {
+        **source.env,
+        "_PYPROJECT_HOOKS_BUILD_BACKEND": "other",
+        "_PYPROJECT_HOOKS_BACKEND_PATH": str(tmp_path),
+    }
     result = subprocess.run(source.command(), env=env, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
@@ -155,7 +170,15 @@ def test_replaces_the_empty_folder_of_a_submodule(source: Source) -> None:
 
 def test_skips_git_files_docs_and_media(tmp_path: Path) -> None:
     prefix = f"{TOP}/vendor/llama.cpp"
-    names = [".git", ".gitignore", ".GIT/config", ".github/x.yml", "ggml/.gitignore", "docs/a.md", "media/a.png"]
+    names = [
+        ".git",
+        ".gitignore",
+        ".GIT/config",
+        ".github/x.yml",
+        "ggml/.gitignore",
+        "docs/a.md",
+        "media/a.png",
+    ]
     kept = plain(f"{prefix}/tools/docs/b.md")
     source = Source(tmp_path, *(plain(f"{prefix}/{name}") for name in names), kept)
     assert source.run().returncode == 0
@@ -239,7 +262,9 @@ EVIL = {
     "backslash": plain(f"{TOP}/vendor/llama.cpp/..\\..\\evil"),
     "drive": plain("C:/evil"),
     "symbolic link": special(f"{TOP}/vendor/llama.cpp/evil", tarfile.SYMTYPE, "/etc"),
-    "hard link": special(f"{TOP}/vendor/llama.cpp/evil", tarfile.LNKTYPE, f"{TOP}/vendor/llama.cpp/CMakeLists.txt"),
+    "hard link": special(
+        f"{TOP}/vendor/llama.cpp/evil", tarfile.LNKTYPE, f"{TOP}/vendor/llama.cpp/CMakeLists.txt"
+    ),
     "device": special(f"{TOP}/vendor/llama.cpp/evil", tarfile.CHRTYPE),
     "pipe": special(f"{TOP}/vendor/llama.cpp/evil", tarfile.FIFOTYPE),
     "twice": plain(f"{TOP}/vendor/llama.cpp/CMakeLists.txt", "changed"),
@@ -297,7 +322,11 @@ def test_nothing_to_get_it_from_says_the_three_ways_on(source: Source) -> None:
     result = source.run(local=False)
     assert result.returncode == 1
     assert "pip could not download tinysource==1.0" in result.stderr
-    for way in ("git submodule update --init", "--archive tinysource-1.0.tar.gz", "-DLLAMA_RUNNER_LLAMA_CPP_DIR="):
+    for way in (
+        "git submodule update --init",
+        "--archive tinysource-1.0.tar.gz",
+        "-DLLAMA_RUNNER_LLAMA_CPP_DIR=",
+    ):
         assert way in result.stderr
     assert "Traceback" not in result.stderr
     assert not source.dest.exists()
@@ -392,7 +421,9 @@ def start_stuck(source: Source, marker: Path) -> subprocess.Popen[bytes]:
     return process
 
 
-def test_a_killed_run_leaves_no_tree_and_the_next_goes_on_from_its_archive(source: Source, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_tree_and_the_next_goes_on_from_its_archive(
+    source: Source, tmp_path: Path
+) -> None:
     process = start_stuck(source, tmp_path / "marker")
     process.kill()
     process.wait()
@@ -442,7 +473,9 @@ def test_a_second_run_waits_for_the_first(source: Source, tmp_path: Path) -> Non
 
 def test_many_at_once_fill_it_once(source: Source) -> None:
     command = source.command("--archive", str(source.archive))
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)]
+    runs = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(6)
+    ]
     said = [run.communicate(timeout=60) for run in runs]
     assert [run.returncode for run in runs] == [0] * 6, said
     assert sum("unpacked" in out for out, _ in said) == 1
@@ -481,7 +514,9 @@ def test_no_source_of_llama_cpp_is_tracked() -> None:
 
 
 def test_the_tree_that_is_here_is_the_pin() -> None:
-    result = subprocess.run([sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), "--check"], capture_output=True, text=True, check=False
+    )
     if "not filled yet" in result.stdout:
         pytest.skip("built from another tree")
     assert result.returncode == 0, result.stdout

@@ -90,13 +90,17 @@ def find_pip() -> list[str]:
     for command in [*python, *([found] for name in ("pip", "pip3") if (found := shutil.which(name)))]:
         if subprocess.run([*command, "--version"], capture_output=True, check=False).returncode == 0:
             return command
-    raise FetchError(f"No pip was found to download with (tried {sys.executable} -m pip, and pip on the PATH).")
+    raise FetchError(
+        f"No pip was found to download with (tried {sys.executable} -m pip, and pip on the PATH)."
+    )
 
 
 def download(folder: Path, pin: Pin) -> Path:
     """The archive, by pip: it knows the mirrors and proxies that this machine is set up with."""
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{pin.distribution}=={pin.version} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
+    requirements.write_text(
+        f"{pin.distribution}=={pin.version} --hash=sha256:{pin.sha256}\n", encoding="utf-8"
+    )
     command = [*find_pip(), "download", "--no-deps", "--no-binary", pin.distribution, "--no-input"]
     command += ["--disable-pip-version-check", "-r", str(requirements), "-d", str(folder)]
     print(f"{pin}: downloading {pin.distribution} {pin.version} with pip", flush=True)
@@ -135,7 +139,9 @@ def unpack(archive: Path, tree: Path, pin: Pin) -> None:
             target = tree / inside
             source = tar.extractfile(member) if member.isreg() else None
             if source is None:
-                raise FetchError(f"The archive has a member that is no plain file, and was not used: {member.name!r}")
+                raise FetchError(
+                    f"The archive has a member that is no plain file, and was not used: {member.name!r}"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             # Times are of now, not the archive's: after a new pin, a build must see that the files changed.
             with source, target.open("xb") as out:
@@ -194,7 +200,9 @@ def lock(fd: int) -> bool:
 def fill(dest: Path, pin: Pin, archive: Path | None, force: bool) -> None:
     dest.parent.mkdir(parents=True, exist_ok=True)
     work = f".{dest.name}."
-    kept = dest.with_name(f"{work}{pin.sha256[:8]}.tar.gz")  # until unpacking is done: a stopped run goes on here
+    kept = dest.with_name(
+        f"{work}{pin.sha256[:8]}.tar.gz"
+    )  # until unpacking is done: a stopped run goes on here
     with locked(dest.with_name(f"{work}lock")):
         for leftover in dest.parent.glob(f"{work}tmp-*"):
             if (leftover / "old").exists() and not dest.exists():
@@ -204,7 +212,9 @@ def fill(dest: Path, pin: Pin, archive: Path | None, force: bool) -> None:
         if state == "complete":
             return
         if state == "checkout" or (state == "foreign" and not force):
-            raise FetchError(sentence + (", and is left alone." if state == "checkout" else ": --force replaces it."))
+            raise FetchError(
+                sentence + (", and is left alone." if state == "checkout" else ": --force replaces it.")
+            )
         tmp = Path(tempfile.mkdtemp(prefix=f"{work}tmp-{os.getpid()}-", dir=dest.parent))
         try:
             if archive is None:

@@ -4,7 +4,7 @@ macro(llama_runner_probe_openmp)
   string(CONCAT install "Debian, Ubuntu: it comes with gcc, for clang libomp-dev. Fedora: libgomp, libomp-devel. macOS: "
     "brew install libomp, and -DOpenMP_ROOT=$(brew --prefix libomp). Windows: it comes with the compiler.")
   if(mode STREQUAL "AUTO")
-    set(auto_off "ggml's own thread pool is as fast, and contexts side by side do not crowd the cores")
+    set(auto_off "ggml's own threads are as fast, and do not crowd the cores")
   else()
     find_package(OpenMP QUIET)
     if(OpenMP_FOUND)

@@ -38,7 +38,9 @@ def unpack(fingerprint: dict[str, Any], blob: bytes | bytearray | memoryview) ->
         raise ArgumentTypeError(f"a saved state is bytes, not {type(blob).__name__}") from None
     header, payload = split(view)
     if header["length"] != len(payload):
-        raise StateError(f"the state is cut off or padded: {len(payload)} bytes of payload, {header['length']} expected")
+        raise StateError(
+            f"the state is cut off or padded: {len(payload)} bytes of payload, {header['length']} expected"
+        )
     if header["blake2b"] != digest(payload):
         raise StateError("the state is damaged: its checksum does not match")
     saved = header["fingerprint"]
@@ -58,7 +60,9 @@ def split(view: memoryview) -> tuple[dict[str, Any], memoryview]:
     if version != VERSION:
         raise StateError(f"a saved state of version {version}; this release reads version {VERSION}")
     if length > MAX_HEADER or PREFIX.size + length > len(view):
-        raise StateError(f"the state is cut off: its header has {length} bytes, {len(view) - PREFIX.size} are left")
+        raise StateError(
+            f"the state is cut off: its header has {length} bytes, {len(view) - PREFIX.size} are left"
+        )
     try:
         header = json.loads(bytes(view[PREFIX.size : PREFIX.size + length]))
     except ValueError:

@@ -13,7 +13,6 @@ work as a Python programmer expects.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 
 __all__ = [
@@ -205,6 +204,8 @@ class ClosedError(UsageError, ValueError):
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> UnknownParameterError:
     """The error for keyword ``name``, which ``where`` does not take, naming the nearest one known."""
+    import difflib  # only when something went wrong
+
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"

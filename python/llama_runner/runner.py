@@ -15,8 +15,12 @@ from llama_runner._check import check_int
 from llama_runner.core import ChatTemplate, Context, Model
 from llama_runner.core.vocab import as_tokens
 from llama_runner.engine import Generation, Slot, Slots
-from llama_runner.errors import ClosedError, InvalidArgumentError, LlamaRunnerError, ModelCapabilityError, unknown_name
-from llama_runner.models import resolve_model
+from llama_runner.errors import (
+    ClosedError,
+    InvalidArgumentError,
+    ModelCapabilityError,
+    unknown_name,
+)
 from llama_runner.params import GenerationParams
 from llama_runner.results import Chunk, Completion, ContextInfo, SequenceInfo
 
@@ -43,7 +47,9 @@ CONTEXT_OPTIONS = frozenset(
         "type_v",
     }
 )
-MODEL_OPTIONS = frozenset({"check_tensors", "main_gpu", "n_gpu_layers", "split_mode", "use_mlock", "use_mmap"})
+MODEL_OPTIONS = frozenset(
+    {"check_tensors", "main_gpu", "n_gpu_layers", "split_mode", "use_mlock", "use_mmap"}
+)
 
 
 class Stream(Iterator[Chunk]):
@@ -84,7 +90,9 @@ class Stream(Iterator[Chunk]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -133,7 +141,14 @@ class LlamaRunner:
         self._closed = True
         for name in options:
             if name not in CONTEXT_OPTIONS | MODEL_OPTIONS:
-                known = {*CONTEXT_OPTIONS, *MODEL_OPTIONS, "n_ctx", "n_seq_max", "progress", "download_progress"}
+                known = {
+                    *CONTEXT_OPTIONS,
+                    *MODEL_OPTIONS,
+                    "n_ctx",
+                    "n_seq_max",
+                    "progress",
+                    "download_progress",
+                }
                 raise unknown_name(name, known, "LlamaRunner()")
         for_model = {name: options.pop(name) for name in MODEL_OPTIONS & options.keys()}
         if n_ctx is not None:
@@ -144,6 +159,8 @@ class LlamaRunner:
                 raise InvalidArgumentError(f"{', '.join(sorted(for_model))}: the Model is loaded already")
             self.model = model
         else:
+            from llama_runner.models import resolve_model  # brings archives and locks along
+
             path = resolve_model(model, progress=download_progress)
             self.model = Model(path, progress=progress, **for_model)
         try:
@@ -155,7 +172,9 @@ class LlamaRunner:
 
     def _open(self, n_ctx: int | None, n_seq_max: int | None, options: Mapping[str, Any]) -> None:
         if not self.model.has_decoder or (self.model.architecture.endswith("bert")):
-            raise ModelCapabilityError(f"{self.model!r} is an encoder and cannot generate: use core.Context with embeddings=True")
+            raise ModelCapabilityError(
+                f"{self.model!r} is an encoder and cannot generate: use core.Context with embeddings=True"
+            )
         if n_ctx is None:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         if n_seq_max is None:
@@ -215,7 +234,9 @@ class LlamaRunner:
         error, ContextOverflowError included, it is as it was before the call.
         """
         params = kwargs.pop("params", None)
-        settings = GenerationParams.from_kwargs(params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()")
+        settings = GenerationParams.from_kwargs(
+            params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()"
+        )
         new = self._tokens(prompt, add_special=not self._conversation)
         with self._lock:
             self._check_open()
@@ -250,7 +271,9 @@ class LlamaRunner:
         else:
             tokens = as_tokens(prompt, vocab.n_tokens)
         if len(tokens) == 0:
-            raise InvalidArgumentError("the prompt is empty: there is nothing to continue; pass at least one token")
+            raise InvalidArgumentError(
+                "the prompt is empty: there is nothing to continue; pass at least one token"
+            )
         return tokens
 
     # --- chat
@@ -283,7 +306,12 @@ class LlamaRunner:
             self._check_open()
             memory = self.context.memory
             sequences = tuple(
-                SequenceInfo(slot.seq_id, memory.seq_pos_min(slot.seq_id), memory.seq_pos_max(slot.seq_id), len(slot.tokens))
+                SequenceInfo(
+                    slot.seq_id,
+                    memory.seq_pos_min(slot.seq_id),
+                    memory.seq_pos_max(slot.seq_id),
+                    len(slot.tokens),
+                )
                 for slot in self._slots.all
                 if slot.tokens
             )
@@ -326,11 +354,17 @@ class LlamaRunner:
         self._check_open()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return "<LlamaRunner closed>" if self._closed else f"<LlamaRunner {self.get_context_info()} {self.model!r}>"
+        return (
+            "<LlamaRunner closed>"
+            if self._closed
+            else f"<LlamaRunner {self.get_context_info()} {self.model!r}>"
+        )
 
 
 def exhaust(stream: Stream) -> Completion:

@@ -1,8 +1,11 @@
 from collections.abc import Iterable
 from typing import Literal, SupportsIndex
 
+from typing_extensions import disjoint_base
+
 from llama_runner.core.vocab import _Tokens
 
+@disjoint_base
 class Batch:
     def __init__(self, capacity: SupportsIndex) -> None: ...
     def __len__(self) -> int: ...

@@ -2,6 +2,7 @@ from typing import Any, Literal, Self, SupportsFloat, SupportsIndex, TypeAlias, 
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from llama_runner.core.batch import Batch
 from llama_runner.core.memory import Memory
@@ -15,6 +16,7 @@ class _MemoryBreakdown(TypedDict):
     context: int
     compute: int
 
+@disjoint_base
 class Context:
     def __init__(
         self,

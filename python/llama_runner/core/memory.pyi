@@ -1,7 +1,10 @@
 from typing import SupportsIndex
 
+from typing_extensions import disjoint_base
+
 from llama_runner.core.context import Context
 
+@disjoint_base
 class Memory:
     def __init__(self, context: Context) -> None: ...
     @property

@@ -2,8 +2,11 @@ import os
 from collections.abc import Callable
 from typing import Literal, Self, SupportsIndex
 
+from typing_extensions import disjoint_base
+
 from llama_runner.core.vocab import Vocab
 
+@disjoint_base
 class Model:
     def __init__(
         self,

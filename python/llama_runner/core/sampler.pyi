@@ -3,10 +3,12 @@ from typing import Self, SupportsFloat, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from llama_runner.core.context import Context
 from llama_runner.core.vocab import Vocab, _Text
 
+@disjoint_base
 class SamplerChain:
     def __init__(self) -> None: ...
     def __len__(self) -> int: ...

@@ -3,12 +3,14 @@ from typing import Any, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from llama_runner.core.model import Model
 
 _Text: TypeAlias = str | bytes | bytearray | memoryview
 _Tokens: TypeAlias = Sequence[int | np.integer[Any]] | NDArray[np.integer[Any]]
 
+@disjoint_base
 class Vocab:
     def __init__(self, model: Model) -> None: ...
     def __len__(self) -> int: ...
@@ -55,6 +57,8 @@ class Vocab:
     def fim_suf(self) -> int | None: ...
     @property
     def fim_mid(self) -> int | None: ...
+    @property
+    def eog_tokens(self) -> list[int]: ...
     @property
     def add_bos(self) -> bool: ...
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -47,7 +47,9 @@ class Generation:
         self.params = params
         self.pinned = pinned  # sequences that are never emptied to make room
         self.vocab: Vocab = context.model.vocab
-        self.seed = params.seed if params.seed is not None else secrets.randbelow(2**32 - 1)
+        self.seed = (
+            params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little") % (2**32 - 1)
+        )
         self.batch = Batch(context.n_ubatch)
         self.assembler = TextAssembler(params.stop)
         self.pieces: list[str] = []
@@ -251,7 +253,11 @@ def sampler_chain(
     penalties = params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
     if penalties and params.penalty_last_n:
         chain.penalties(
-            vocab, params.penalty_last_n, params.repeat_penalty, params.frequency_penalty, params.presence_penalty
+            vocab,
+            params.penalty_last_n,
+            params.repeat_penalty,
+            params.frequency_penalty,
+            params.presence_penalty,
         )
         for token in prompt[-params.penalty_last_n :].tolist():
             chain.accept(token)

@@ -83,7 +83,8 @@ class Slots:
     def make_room(self, n: int, capacity: int, keep: set[int]) -> bool:
         """Empty idle slots, least recently used first, until ``n`` cells are free; False when it cannot be done."""
         spare = sorted(
-            (s for s in self.all if s.tokens and not s.busy and s.seq_id not in keep), key=lambda s: s.last_used
+            (s for s in self.all if s.tokens and not s.busy and s.seq_id not in keep),
+            key=lambda s: s.last_used,
         )
         while capacity - self.used() < n:
             if not spare:

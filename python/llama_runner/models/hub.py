@@ -14,8 +14,8 @@ from llama_runner.errors import (
     MissingExtraError,
     ModelNotFoundError,
 )
-from llama_runner.models.cache import Progress
 from llama_runner.gguf.files import storage_error
+from llama_runner.models.cache import Progress
 
 __all__ = ["fetch_hf"]
 

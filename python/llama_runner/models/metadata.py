@@ -20,7 +20,7 @@ from llama_runner.models.registry import short_names
 
 __all__ = ["Metadata"]
 
-_FIELDS: dict[str, type[str] | type[int]] = {
+_FIELDS: dict[str, type[str | int]] = {
     "name": str,
     "path": str,
     "architecture": str,

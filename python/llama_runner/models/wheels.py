@@ -15,6 +15,7 @@ import zlib
 from pathlib import Path
 
 from llama_runner.errors import DownloadError, IntegrityError, ModelNotFoundError, StorageError
+from llama_runner.gguf.files import storage_error
 from llama_runner.models.cache import (
     Progress,
     RecordedHash,
@@ -25,7 +26,6 @@ from llama_runner.models.cache import (
     store,
     usable,
 )
-from llama_runner.gguf.files import storage_error
 from llama_runner.models.locks import FileLock
 
 __all__ = ["fetch_pypi"]

@@ -100,7 +100,7 @@ cdef class Batch:
             check_int("seq_id", seq_ids, 0, INT32_MAX)
         ]
         if not ids or len(set(ids)) != len(ids):
-            raise errors.InvalidArgumentError(f"seq_ids={ids}: a row belongs to one sequence or to several different ones")
+            raise errors.InvalidArgumentError(f"seq_ids={ids}: a row belongs to one sequence or several different ones")
         cdef bint wanted = bool(logits)
         cdef int i, row
         enter_exclusive(self.guard, "batch")
@@ -145,7 +145,7 @@ cdef class Batch:
     cdef int _check_room(self, int n) except -1:
         if self.c.n_tokens + n > self.capacity:
             raise errors.InvalidArgumentError(
-                f"{n} more rows do not fit: the batch holds {self.c.n_tokens} of {self.capacity}; decode and clear() it, "
-                "or make a larger one"
+                f"{n} more rows do not fit: the batch holds {self.c.n_tokens} of {self.capacity}; "
+                "decode and clear() it, or make a larger one"
             )
         return 0

@@ -53,9 +53,15 @@ cdef class ChatTemplate:
     def __dealloc__(self):
         lr_chat_free(self.ptr)
 
+    cdef int check_made(self) except -1:
+        if self.ptr == NULL:  # a subclass that did not call __init__
+            raise errors.InvalidArgumentError("this ChatTemplate was never made: call ChatTemplate.__init__")
+        return 0
+
     @property
     def source(self):
         """The template's Jinja text."""
+        self.check_made()
         return lr_chat_source(self.ptr).decode("utf-8", "replace")
 
     def apply(self, messages, *, tools=None, add_generation_prompt=True, enable_thinking=True, **template_kwargs):
@@ -67,6 +73,7 @@ cdef class ChatTemplate:
         """
         cdef char *error = NULL
         cdef char *prompt
+        self.check_made()
         self.model.check_open()
         request = {
             "messages": list(messages),
@@ -93,6 +100,8 @@ cdef class ChatTemplate:
             lr_guard_end_shared(self.model.guard)
         problem = take_string(error)
         if prompt == NULL:
-            raise errors.InvalidArgumentError(f"the chat template refused the messages: {problem}").with_log(drain_log())
+            raise errors.InvalidArgumentError(
+                f"the chat template refused the messages: {problem}"
+            ).with_log(drain_log())
         drain_log()
         return take_string(prompt)

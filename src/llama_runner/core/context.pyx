@@ -1,7 +1,6 @@
 """``Context``: one compute graph and one KV memory over a model."""
 
 import threading
-import time
 import weakref
 
 import cython
@@ -186,8 +185,8 @@ cdef class Context:
     n_ubatch : most rows computed at once; larger reads prompts faster and takes more memory.
     n_seq_max : sequences, 1 to 256; ids go from 0 to ``n_seq_max - 1``.
     n_threads, n_threads_batch : for one row and for many; None for the physical cores this process may use.
-    embeddings : produce embeddings; ``pooling`` is ``"none"``, ``"mean"``, ``"cls"``, ``"last"``, ``"rank"`` or None for
-        the model's own.
+    embeddings : produce embeddings; ``pooling`` is ``"none"``, ``"mean"``, ``"cls"``, ``"last"``, ``"rank"`` or None
+        for the model's own.
     flash_attn : True, False, or None to let llama.cpp choose.
     type_k, type_v : element type of the KV memory: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl.
     offload_kqv : keep the KV memory on the GPU. ``op_offload`` : send host tensors' operations there.
@@ -367,7 +366,8 @@ cdef class Context:
             if self.ptr == NULL:
                 raise errors.ClosedError("this Context is closed")
             raise errors.LlamaRuntimeError(
-                f"this Context is unusable since llama.cpp failed an assertion; close it and make another: {self.poisoned}"
+                "this Context is unusable since llama.cpp failed an assertion; close it and make another: "
+                f"{self.poisoned}"
             )
         return 0
 
@@ -453,11 +453,13 @@ cdef class Context:
         if n == 0:
             raise errors.InvalidArgumentError("the batch is empty: add at least one row")
         if n > self.n_batch:
-            raise errors.InvalidArgumentError(f"the batch has {n} rows: this context takes at most n_batch={self.n_batch}")
+            raise errors.InvalidArgumentError(
+                f"the batch has {n} rows: this context takes at most n_batch={self.n_batch}"
+            )
         if n > self.n_ubatch and (not llama_get_causal_attn(self.ptr) or (self.embeds and self.pooling > 0)):
             raise errors.InvalidArgumentError(
-                f"the batch has {n} rows: a model without causal attention, or with pooled embeddings, computes them at "
-                f"once, at most n_ubatch={self.n_ubatch}"
+                f"the batch has {n} rows: a model without causal attention, or with pooled embeddings, computes them "
+                f"at once, at most n_ubatch={self.n_ubatch}"
             )
         for i in range(n):
             if batch.c.token[i] >= self.n_vocab:
@@ -506,8 +508,8 @@ cdef class Context:
         n = batch.c.n_tokens
         if code == 1:
             raise errors.NoSlotError(
-                f"no room in the KV memory for {n} more tokens (n_ctx={self.n_ctx}): remove sequences or make n_ctx larger"
-                f"{note}", code
+                f"no room in the KV memory for {n} more tokens (n_ctx={self.n_ctx}): remove sequences or make n_ctx "
+                f"larger{note}", code
             ).with_log(lines)
         if code == 2:
             raise errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code)
@@ -515,9 +517,9 @@ cdef class Context:
             raise errors.InvalidArgumentError(
                 f"llama.cpp refused the batch of {n} rows{note}; its positions must follow on those of each sequence"
             ).with_log(lines)
-        raise errors.DecodeError(f"llama.cpp could not compute the batch of {n} rows (code {code}){note}", code).with_log(
-            lines
-        )
+        raise errors.DecodeError(
+            f"llama.cpp could not compute the batch of {n} rows (code {code}){note}", code
+        ).with_log(lines)
 
     def abort(self):
         """Stop the decode that another thread is in; it raises DecodeAbortedError. Any thread.
@@ -565,9 +567,9 @@ cdef class Context:
         return np.asarray(view)
 
     cdef int output_index(self, int i) except -1:
-        """Check a row index as ``llama_get_logits_ith`` takes it: a row of the batch, or negative from the last output."""
+        """Check a row index as ``llama_get_logits_ith`` takes it: a row of the batch, or negative from the end."""
         if self.n_outputs == 0:
-            raise errors.IndexOutOfRangeError("there is no output: the last decode asked for none, failed, or never was")
+            raise errors.IndexOutOfRangeError("there is no output: no decode yet, or the last asked for none or failed")
         if i < 0:
             if -i > self.n_outputs:
                 raise errors.IndexOutOfRangeError(f"i={i}: the last decode has {self.n_outputs} rows of output")
@@ -636,7 +638,9 @@ cdef class Context:
         try:
             seq = self.check_seq(seq_id)
             if not self.embeds or self.pooling <= 0:
-                raise errors.ModelCapabilityError("no pooled embeddings: make the context with embeddings=True and a pooling")
+                raise errors.ModelCapabilityError(
+                    "no pooled embeddings: make the context with embeddings=True and a pooling"
+                )
             with nogil:
                 row = llama_get_embeddings_seq(self.ptr, seq)
             if row == NULL or self.n_outputs == 0:
@@ -763,7 +767,8 @@ cdef int check_memory(Model model, llama_context_params params) except -1:
     if kv + masks > free_bytes:
         raise errors.OutOfMemoryError(
             f"n_ctx={params.n_ctx} needs about {(kv + masks) / 2**30:.1f} GiB ({kv / 2**30:.1f} GiB of KV memory), and "
-            f"{free_bytes / 2**30:.1f} GiB are free: about n_ctx={int(params.n_ctx * (free_bytes / (kv + masks)) * 0.8)} "
-            "would fit, more with type_k='q8_0', type_v='q8_0'"
+            f"{free_bytes / 2**30:.1f} GiB are free: about "
+            f"n_ctx={int(params.n_ctx * (free_bytes / (kv + masks)) * 0.8)} would fit, "
+            "more with type_k='q8_0', type_v='q8_0'"
         )
     return 0

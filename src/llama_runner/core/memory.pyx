@@ -114,7 +114,7 @@ cdef class Memory:
     def seq_add(self, seq_id, p0, p1, delta):
         """Shift positions of a sequence by ``delta``, applied at the next decode. Wraps ``llama_memory_seq_add``.
 
-        Raises ModelCapabilityError where ``can_shift`` is False. A cell that other sequences share moves for all of them.
+        Raises ModelCapabilityError where ``can_shift`` is False. A cell that other sequences share moves for all.
         """
         cdef int shift = check_int("delta", delta, -INT32_MAX, INT32_MAX)
         self.enter()
@@ -129,7 +129,7 @@ cdef class Memory:
     def seq_div(self, seq_id, p0, p1, d):
         """Divide positions of a sequence by ``d`` > 1, applied at the next decode. Wraps ``llama_memory_seq_div``.
 
-        Raises ModelCapabilityError where ``can_shift`` is False. A cell that other sequences share moves for all of them.
+        Raises ModelCapabilityError where ``can_shift`` is False. A cell that other sequences share moves for all.
         """
         cdef int divisor = check_int("d", d, 2, INT32_MAX)
         self.enter()

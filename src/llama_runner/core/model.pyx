@@ -48,7 +48,6 @@ from llama_runner.core._native cimport drain_log, enter_exclusive, ensure_runtim
 
 from llama_runner import errors
 from llama_runner._check import check_bool, check_int
-from llama_runner.gguf import read_gguf_header
 
 cdef dict SPLIT_MODES = {
     "none": <int> LLAMA_SPLIT_MODE_NONE,
@@ -88,7 +87,7 @@ cdef class Model:
     use_mmap, use_mlock : map the file instead of reading it; keep it from being swapped out.
     check_tensors : look for NaN and infinities in the weights while loading.
     split_mode : ``"layer"``, ``"row"`` or ``"none"``; with ``"none"``, ``main_gpu`` holds the model.
-    progress : called with a float from 0 to 1 while loading; returning False cancels the load. What it raises is raised.
+    progress : called with a float from 0 to 1 while loading; returning False cancels the load; its errors are raised.
 
     Raises
     ------
@@ -119,10 +118,13 @@ cdef class Model:
             raise errors.InvalidArgumentError("this Model is loaded already; make a new one")
         self.path = os.path.abspath(os.fspath(path))
         self.vocab_only = check_bool("vocab_only", vocab_only)
+        from llama_runner.gguf import read_gguf_header  # not needed to import the package
+
         header = read_gguf_header(self.path)
         if header.vocab_only and not self.vocab_only:
             raise errors.ModelCapabilityError(
-                f"{self.path} holds a vocabulary and no weights: it cannot generate; pass vocab_only=True to tokenize with it"
+                f"{self.path} holds a vocabulary and no weights: it cannot generate; "
+                "pass vocab_only=True to tokenize with it"
             )
         ensure_runtime()
         cdef llama_model_params params = llama_model_default_params()

@@ -1,6 +1,6 @@
 """``SamplerChain``: from a row of logits to a token."""
 
-import secrets
+import os
 
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint32_t
@@ -54,8 +54,8 @@ cdef class SamplerChain:
         chain = SamplerChain().top_k(40).top_p(0.95).temp(0.8).dist(seed=1)
         token = chain.sample(ctx, -1)
 
-    The last link must select: ``greedy``, ``dist`` or ``mirostat_v2``. Use one chain for each sequence, since links keep
-    state. One thread at a time: a second one gets ContextBusyError.
+    The last link must select: ``greedy``, ``dist`` or ``mirostat_v2``. Use one chain for each sequence, since links
+    keep state. One thread at a time: a second one gets ContextBusyError.
     """
 
     def __cinit__(self):
@@ -84,6 +84,9 @@ cdef class SamplerChain:
 
     cdef int enter(self) except -1:
         enter_exclusive(self.guard, "sampler chain")
+        if self.ptr == NULL:  # a subclass that did not call __init__
+            lr_guard_end_exclusive(self.guard)
+            raise errors.InvalidArgumentError("this SamplerChain was never made: call SamplerChain.__init__")
         if self.broken is not None:
             lr_guard_end_exclusive(self.guard)
             raise errors.SamplingError(f"this chain cannot go on; reset() it: {self.broken}")
@@ -207,7 +210,9 @@ cdef class SamplerChain:
         except RuntimeError as error:
             raise errors.InvalidArgumentError(f"the grammar is refused: {error}").with_log(drain_log()) from None
         if link == NULL:
-            raise errors.InvalidArgumentError(f"the grammar cannot be parsed, or has no rule {root!r}").with_log(drain_log())
+            raise errors.InvalidArgumentError(
+                f"the grammar cannot be parsed, or has no rule {root!r}"
+            ).with_log(drain_log())
         self.push(link, "grammar", False)
         self.held.append(vocab)
         return self
@@ -254,7 +259,7 @@ cdef class SamplerChain:
                 llama_sampler_accept(self.ptr, token)
         except RuntimeError as error:
             self.broken = str(error)
-            raise errors.SamplingError(f"a sampler did not accept token {token}: {error}").with_log(drain_log()) from None
+            raise errors.SamplingError(f"a sampler refused token {token}: {error}").with_log(drain_log()) from None
         return 0
 
     def sample(self, Context ctx not None, i=-1):
@@ -285,7 +290,9 @@ cdef class SamplerChain:
         try:
             view = logits
         except (TypeError, ValueError) as error:
-            raise errors.ArgumentTypeError(f"logits is a contiguous float32 array of shape (n_vocab,): {error}") from None
+            raise errors.ArgumentTypeError(
+                f"logits is a contiguous float32 array of shape (n_vocab,): {error}"
+            ) from None
         if len(view) == 0:
             raise errors.InvalidArgumentError("logits is empty")
         self.enter()
@@ -305,9 +312,9 @@ cdef class SamplerChain:
 
     def reset(self):
         """Back to the state before the first token. Wraps ``llama_sampler_reset``."""
-        enter_exclusive(self.guard, "sampler chain")
+        self.broken = None
+        self.enter()
         try:
-            self.broken = None
             llama_sampler_reset(self.ptr)
         finally:
             lr_guard_end_exclusive(self.guard)
@@ -337,7 +344,7 @@ cdef class SamplerChain:
 cdef uint32_t check_seed(seed) except? 0:
     # the largest value means "draw one" upstream; we draw it ourselves so that it can be told
     if seed is None:
-        return secrets.randbelow(UINT32_MAX - 1)
+        return int.from_bytes(os.urandom(4), "little") % (UINT32_MAX - 1)
     return check_int("seed", seed, 0, UINT32_MAX - 1)
 
 

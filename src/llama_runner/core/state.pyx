@@ -19,13 +19,13 @@ from llama_runner import errors
 from llama_runner._container import pack, unpack
 
 
-def fingerprint(Context ctx, dict settings):
+def fingerprint(Context ctx not None, dict settings):
     """What a saved state depends on: the model's metadata and shape, the KV types and the rope settings."""
     meta = hashlib.blake2b(repr(sorted(ctx.model.metadata.items())).encode(), digest_size=16).hexdigest()
     return {"metadata": meta, "n_params": ctx.model.n_params, "size": ctx.model.size, **settings}
 
 
-def get(Context ctx, int seq):
+def get(Context ctx not None, int seq):
     """The container with the state of sequence ``seq``; the caller is inside ``ctx``."""
     cdef char *error = NULL
     cdef size_t size, written
@@ -48,7 +48,7 @@ def get(Context ctx, int seq):
     return pack(ctx.fingerprint, payload)
 
 
-def set(Context ctx, int seq, blob):
+def set(Context ctx not None, int seq, blob):
     """Restore a container made by ``get`` into sequence ``seq``; the caller is inside ``ctx``."""
     need_memory(ctx)
     payload = unpack(ctx.fingerprint, blob)

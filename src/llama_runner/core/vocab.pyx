@@ -110,7 +110,7 @@ cdef class Vocab:
         of leaving them out. Raises IndexOutOfRangeError for an id outside the vocabulary.
         """
         ids = as_tokens(tokens, self.n_tokens)
-        cdef int32_t[::1] view = ids
+        cdef const int32_t[::1] view = ids
         cdef int32_t count = <int32_t> len(ids), found
         cdef int32_t room = count * 8 + 64
         cdef bint remove = bool(remove_special), unparse = bool(unparse_special)
@@ -279,7 +279,7 @@ cdef object optional(llama_token token):
 
 
 def as_tokens(tokens, n_vocab):
-    """``tokens`` as a contiguous int32 array of ids from 0 to ``n_vocab - 1``, or an error that names the first bad one."""
+    """``tokens`` as a contiguous int32 array of ids from 0 to ``n_vocab - 1``; an error names the first bad one."""
     try:
         ids = np.asarray(tokens)
     except (TypeError, ValueError):
@@ -288,10 +288,13 @@ def as_tokens(tokens, n_vocab):
         return np.empty(0, dtype=np.int32)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise errors.ArgumentTypeError(
-            f"tokens is a flat sequence of token ids, not {type(tokens).__name__} of shape {ids.shape}, dtype {ids.dtype}"
+            f"tokens is a flat sequence of token ids, not {type(tokens).__name__} of shape {ids.shape}, "
+            f"dtype {ids.dtype}"
         )
     bad = (ids < 0) | (ids >= n_vocab)
     if bad.any():
         at = int(bad.argmax())
-        raise errors.IndexOutOfRangeError(f"tokens[{at}]={int(ids[at])}: the vocabulary has ids from 0 to {n_vocab - 1}")
+        raise errors.IndexOutOfRangeError(
+            f"tokens[{at}]={int(ids[at])}: the vocabulary has ids from 0 to {n_vocab - 1}"
+        )
     return np.ascontiguousarray(ids, dtype=np.int32)

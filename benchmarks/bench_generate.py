@@ -1,0 +1,146 @@
+"""What a user calls: one stream, sampled, text to Python; and the prefill of a prompt. Against llama-bench."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_runner import LlamaRunner
+from native import N_GEN, N_PROMPT, THREADS, describe, llama_bench_rate, peak_rss, ratios
+
+
+@pytest.fixture(scope="module")
+def runner(smollm2: Path):
+    with LlamaRunner(smollm2, n_ctx=1024, n_threads=THREADS) as made:
+        made.generate("warm up", max_tokens=4)
+        yield made
+
+
+def stream_rate(runner: LlamaRunner) -> float:
+    """Tokens a second of one sampled stream, from the first token to the last, as text in Python."""
+    runner.clear_context()
+    stream = runner.stream(
+        "A", max_tokens=N_GEN + 1, top_k=40, top_p=0.95, min_p=0.0, temperature=0.8, ignore_eos=True, seed=1
+    )
+    next(stream)
+    start = time.perf_counter()
+    text = "".join(chunk.text for chunk in stream)
+    seconds = time.perf_counter() - start
+    assert text
+    return N_GEN / seconds
+
+
+def prefill_rate(runner: LlamaRunner) -> float:
+    """Tokens a second of reading a prompt of random tokens."""
+    runner.clear_context()
+    tokens = np.random.default_rng(0).integers(1000, 40000, N_PROMPT, dtype=np.int32)
+    out = runner.generate(tokens, max_tokens=1, temperature=0)
+    assert out.usage.computed_tokens == N_PROMPT
+    return N_PROMPT / out.timings.prompt_seconds
+
+
+@pytest.mark.benchmark(group="stream")
+def bench_one_stream_sampled(benchmark, runner, smollm2, llama_bench):
+    found = ratios(
+        lambda: stream_rate(runner), lambda: llama_bench_rate(llama_bench, smollm2, generate=N_GEN)
+    )
+    benchmark.extra_info.update(ratio_to_llama_bench_tg=describe(found), target=0.95)
+    benchmark.pedantic(stream_rate, args=(runner,), rounds=3)
+
+
+@pytest.mark.benchmark(group="prefill")
+def bench_prefill(benchmark, runner, smollm2, llama_bench):
+    found = ratios(
+        lambda: prefill_rate(runner), lambda: llama_bench_rate(llama_bench, smollm2, prompt=N_PROMPT)
+    )
+    benchmark.extra_info.update(ratio_to_llama_bench_pp=describe(found), target=0.97)
+    benchmark.pedantic(prefill_rate, args=(runner,), rounds=3)
+
+
+@pytest.mark.benchmark(group="python")
+def bench_python_cost_per_token(benchmark, runner):
+    """Microseconds a token that Python adds: a whole step less the time inside the two native calls."""
+
+    def cost() -> float:
+        runner.clear_context()
+        stream = runner.stream("A", max_tokens=N_GEN, temperature=0.8, ignore_eos=True, seed=1)
+        generation = stream._generation
+        inside = 0.0
+
+        class Timed:
+            """Stands between a step and a native object, and takes the time of its calls."""
+
+            def __init__(self, target: object, name: str) -> None:
+                self.target, self.call = target, getattr(target, name)
+
+            def __call__(self, *args: object, **kwargs: object) -> object:
+                nonlocal inside
+                start = time.perf_counter()
+                try:
+                    return self.call(*args, **kwargs)
+                finally:
+                    inside += time.perf_counter() - start
+
+        decode, sample = Timed(generation.context, "decode"), Timed(generation._chain, "sample")
+        generation.context = type("Context", (), {"decode": decode, "logits": generation.context.logits})()
+        generation._chain = type(
+            "Chain", (), {"sample": staticmethod(lambda _, row: sample(runner.context, row))}
+        )()
+        start = time.perf_counter()
+        n = sum(1 for _ in stream)
+        return (time.perf_counter() - start - inside) / n * 1e6
+
+    found = [cost() for _ in range(5)]
+    benchmark.extra_info.update(microseconds_per_token=describe(found), target=20)
+    benchmark.pedantic(cost, rounds=2)
+
+
+CHILD = """
+import sys, numpy
+if len(sys.argv) > 1:
+    from llama_runner import LlamaRunner
+    with LlamaRunner(sys.argv[1], n_ctx=int(sys.argv[2]), n_threads=int(sys.argv[3])) as runner:
+        tokens = numpy.random.default_rng(0).integers(1000, 40000, int(sys.argv[4]), dtype=numpy.int32)
+        runner.generate(tokens, max_tokens=16, ignore_eos=True)
+"""
+
+
+@pytest.mark.benchmark(group="memory")
+def bench_resident_memory(benchmark, smollm2, llama_bench):
+    """Peak resident MiB of ours (interpreter and NumPy included) over llama-bench's, for the same context."""
+
+    def over() -> float:
+        ours = peak_rss([sys.executable, "-c", CHILD, smollm2, N_PROMPT + 16, THREADS, N_PROMPT])
+        native = peak_rss(
+            [llama_bench, "-m", smollm2, "-pg", f"{N_PROMPT},16", "-p", 0, "-n", 0, "-t", THREADS, "-r", 1]
+        )
+        return (ours - native) / 2**20
+
+    found = [over() for _ in range(3)]
+    benchmark.extra_info.update(mebibytes_over_llama_bench=describe(found), target=60)
+    benchmark.pedantic(over, rounds=1)
+
+
+@pytest.mark.benchmark(group="import")
+def bench_import(benchmark):
+    """Milliseconds that ``import llama_runner`` adds to importing NumPy, and with the class itself."""
+
+    def child(code: str) -> float:
+        import subprocess
+
+        timed = f"import numpy, time; s = time.perf_counter(); {code}; print(time.perf_counter() - s)"
+        return float(
+            subprocess.run([sys.executable, "-c", timed], capture_output=True, text=True, check=True).stdout
+        )
+
+    package = [child("import llama_runner") * 1e3 for _ in range(7)]
+    whole = [child("from llama_runner import LlamaRunner") * 1e3 for _ in range(7)]
+    benchmark.extra_info.update(
+        import_package_ms=describe(package), import_LlamaRunner_ms=describe(whole), target=30
+    )
+    benchmark.pedantic(lambda: statistics.median(package), rounds=1)
