@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite. Real parts: the real small model, real files, tiny random models where weights are moot."""
+"""Fixtures of the whole suite. Real parts; tiny random models where weights are moot."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
+from typing import Self
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -38,7 +39,7 @@ class HubStandIn:
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def __enter__(self) -> HubStandIn:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

@@ -124,7 +124,8 @@ echo "nvcc fatal   : Unsupported gpu architecture, \\"it\\" says" >&2; exit 1"""
         headers.mkdir(parents=True)
         (headers / "vulkan.h").touch()
         (headers / "vulkan_core.h").write_text(
-            "#define VK_HEADER_VERSION 250\n#define VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION(0, 1, 3, VK_HEADER_VERSION)\n"
+            "#define VK_HEADER_VERSION 250\n"
+            "#define VK_HEADER_VERSION_COMPLETE VK_MAKE_API_VERSION(0, 1, 3, VK_HEADER_VERSION)\n"
         )
         (root / "libvulkan.so").touch()
         (root / "SPIRV-HeadersConfig.cmake").touch()

@@ -127,7 +127,7 @@ GREEDY = ["--temperature", "0", "--max-tokens", "12", "--seed", "1"]
 
 @real_model
 def test_run_answers_in_the_chat_template() -> None:
-    assert "Paris" in succeed("run", MODEL, "What is the capital of France?", *GREEDY)
+    assert "Rayleigh" in succeed("run", MODEL, "Why is the sky blue?", *GREEDY)
 
 
 @real_model
@@ -239,13 +239,13 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 
 @real_model
 def test_demo_json_adds_up() -> None:
-    values = as_json("demo", "--max-tokens", "24")
-    assert "Paris" in values["answer"]["text"]
+    values = as_json("demo", "--max-tokens", "32")
+    assert "Rayleigh" in values["answer"]["text"]
     fork = values["fork"]
     assert len(fork["branches"]) == 4
     assert len({branch["tokens"][0] for branch in fork["branches"]}) == 4
     assert len({branch["text"] for branch in fork["branches"]}) == 4
-    assert all(1 <= len(branch["tokens"]) <= 24 for branch in fork["branches"])
+    assert all(1 <= len(branch["tokens"]) <= 32 for branch in fork["branches"])
     assert fork["prompt_tokens_computed"] > values["answer"]["usage"]["prompt_tokens"]
     assert fork["prompt_tokens_shared"] == 3 * fork["prompt_tokens_computed"]
     assert 0 < fork["decoded_tokens"] <= 4 * 23
@@ -260,8 +260,8 @@ def test_demo_is_repeatable() -> None:
 
 @real_model
 def test_demo_into_a_pipe_is_plain_text() -> None:
-    told = succeed("demo", "--max-tokens", "16")
-    assert "Paris" in told
+    told = succeed("demo", "--max-tokens", "24")
+    assert "Rayleigh" in told
     assert all(f"[branch {number}]" in told for number in range(1, 5))
     assert "tokens/s" in told
     assert "shared" in told

@@ -54,7 +54,8 @@ def upstream(program: Path, model: Path, prompt: str, flash_attn: bool) -> bytes
     """What llama-completion writes after the prompt."""
     done = subprocess.run(
         [program, "-m", model, "-p", prompt, "-n", str(N_TOKENS), "-c", str(N_CTX), "-t", "2", "--temp", "0",
-         "-fa", "on" if flash_attn else "off", "-no-cnv", "--no-display-prompt", "--no-warmup", "--simple-io", "--no-escape"],
+         "-fa", "on" if flash_attn else "off", "-no-cnv", "--no-display-prompt", "--no-warmup", "--simple-io",
+         "--no-escape"],
         stdin=subprocess.DEVNULL, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode(errors="replace")[-2000:]

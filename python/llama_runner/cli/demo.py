@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _N_BRANCHES = 4
-_QUESTION = "What is the capital of France?"
+_QUESTION = "Why is the sky blue?"
 _FOLLOW_UP = "Tell me one more thing about it."
 
 

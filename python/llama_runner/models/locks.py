@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from llama_runner.errors import StorageError
 from llama_runner.gguf.files import storage_error
@@ -43,7 +44,7 @@ class FileLock:
         self._on_wait = on_wait
         self._fd = -1
 
-    def __enter__(self) -> FileLock:
+    def __enter__(self) -> Self:
         if self._fd >= 0:
             raise StorageError(f"the lock {str(self.path)!r} is already held by this object")
         try:
