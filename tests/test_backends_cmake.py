@@ -180,7 +180,7 @@ def test_every_backend_is_accounted_for(machine: Machine) -> None:
         if name != "cpu":
             assert machine.cache(f"GGML_{name.upper()}") == fact["state"].upper()
     assert facts["cpu"]["state"] == "on"
-    assert facts["openmp"]["state"] == "off"
+    assert facts["openmp"]["state"] == ("off" if sys.platform == "darwin" else "on")
 
 
 def test_one_aligned_table(machine: Machine) -> None:
@@ -431,10 +431,11 @@ def test_hip_without_a_device(machine: Machine) -> None:
 
 
 @shell
-def test_openmp_can_be_forced(machine: Machine) -> None:
+def test_openmp_can_be_forced_and_forbidden(machine: Machine) -> None:
     fact = machine.facts(LLAMA_RUNNER_OPENMP="ON")["openmp"]
     assert fact["state"] == "on"
     assert fact["reason"].startswith("OpenMP ")
+    assert machine.facts(LLAMA_RUNNER_OPENMP="OFF")["openmp"]["state"] == "off"
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="not a Mac")

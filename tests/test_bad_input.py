@@ -118,7 +118,8 @@ def test_thread_counts(tiny_model, n_threads):
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("n_thread", "n_threads"), ("n_gpu_layer", "n_gpu_layers"), ("nctx", "n_ctx"), ("type_q", "type_")]
+    ("given", "meant"),
+    [("n_thread", "n_threads"), ("n_gpu_layer", "n_gpu_layers"), ("nctx", "n_ctx"), ("type_q", "type_")],
 )
 def test_unknown_setting_names_the_nearest(tiny_model, given, meant):
     with pytest.raises(errors.UnknownParameterError, match=meant):
@@ -126,7 +127,8 @@ def test_unknown_setting_names_the_nearest(tiny_model, given, meant):
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("max_token", "max_tokens"), ("temprature", "temperature"), ("topk", "top_k"), ("stops", "stop")]
+    ("given", "meant"),
+    [("max_token", "max_tokens"), ("temprature", "temperature"), ("topk", "top_k"), ("stops", "stop")],
 )
 def test_unknown_parameter_names_the_nearest(tiny, given, meant):
     for call in (tiny.generate, tiny.stream, tiny.generate_stateless, tiny.generate_stateful):
@@ -176,7 +178,9 @@ def test_bytes_that_are_no_utf8(tiny):
     works(tiny)
 
 
-@pytest.mark.parametrize("prompt", [None, 3, 1.5, object(), {"a": 1}, [[1, 2]], ["a"], [1.5], np.ones((2, 2))])
+@pytest.mark.parametrize(
+    "prompt", [None, 3, 1.5, object(), {"a": 1}, [[1, 2]], ["a"], [1.5], np.ones((2, 2))]
+)
 def test_prompts_of_the_wrong_type(tiny, prompt):
     with pytest.raises(errors.ArgumentTypeError):
         tiny.generate(prompt)
@@ -207,7 +211,10 @@ def test_errors_leave_other_memory_kinds_usable(tiny_model, kind):
             runner.generate_stateful("a " * 2000, 3)
         with pytest.raises(errors.InvalidArgumentError):
             runner.generate("x", grammar="root ::= (")
-        assert runner.generate("hello there", max_tokens=4, temperature=0, ignore_eos=True).tokens.tolist() == before
+        assert (
+            runner.generate("hello there", max_tokens=4, temperature=0, ignore_eos=True).tokens.tolist()
+            == before
+        )
 
 
 # --- interruption

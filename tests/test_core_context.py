@@ -241,7 +241,15 @@ def test_batch_rows_are_checked_and_a_bad_one_is_not_added() -> None:
     for row in [*bad, *[(0, 0, ids) for ids in bad_ids]]:
         with pytest.raises(errors.InvalidArgumentError):
             batch.add(*row)
-    for row in [(None, 0, 0), (1.0, 0, 0), (0, "0", 0), (0, 0, None), (0, 0, "0"), (True, 0, 0), (0, 0, 0, "none")]:
+    for row in [
+        (None, 0, 0),
+        (1.0, 0, 0),
+        (0, "0", 0),
+        (0, 0, None),
+        (0, 0, "0"),
+        (True, 0, 0),
+        (0, 0, 0, "none"),
+    ]:
         with pytest.raises(errors.ArgumentTypeError):
             batch.add(*row)
     assert (len(batch), batch.n_outputs) == (0, 0)
@@ -252,7 +260,15 @@ def test_batch_rows_are_checked_and_a_bad_one_is_not_added() -> None:
     assert (len(batch), batch.n_outputs) == (3, 2)
     batch.clear()
     assert (len(batch), batch.n_outputs) == (0, 0)
-    for arguments in [([],), ([1, 2, 3, 4],), ([1], -1), ([1], 2**31 - 2), ([1], 0, -1), ([1], 0, 0, "first"), ([-1],)]:
+    for arguments in [
+        ([],),
+        ([1, 2, 3, 4],),
+        ([1], -1),
+        ([1], 2**31 - 2),
+        ([1], 0, -1),
+        ([1], 0, 0, "first"),
+        ([-1],),
+    ]:
         with pytest.raises((errors.InvalidArgumentError, errors.IndexOutOfRangeError)):
             batch.add_sequence(*arguments)
     assert len(batch) == 0
@@ -272,7 +288,9 @@ def test_more_outputs_than_the_context_was_made_for(tiny_model: TinyModelFactory
 
 
 def test_pooling_needs_one_ubatch(tiny_model: TinyModelFactory) -> None:
-    with Context(Model(tiny_model("bert")), n_ctx=256, n_batch=64, n_ubatch=8, embeddings=True, **EXACT) as ctx:
+    with Context(
+        Model(tiny_model("bert")), n_ctx=256, n_batch=64, n_ubatch=8, embeddings=True, **EXACT
+    ) as ctx:
         batch = Batch(16)
         batch.add_sequence([1] * 9, logits="all")
         with pytest.raises(errors.InvalidArgumentError, match="n_ubatch=8"):

@@ -165,32 +165,17 @@ def test_removing_the_tail_rolls_back(tiny_model: TinyModelFactory, kind: str) -
         assert same(feed(ctx, TOKENS[200:205], 45), fresh(ctx, np.append(TOKENS[:45], TOKENS[200:205])))
 
 
-@pytest.mark.parametrize("kind", CELLS)
-def test_removing_the_middle_and_closing_the_gap(tiny_model: TinyModelFactory, kind: str) -> None:
-    with make(tiny_model(kind)) as ctx:
+def test_removing_the_middle_and_closing_the_gap(tiny_model: TinyModelFactory) -> None:
+    # The keys and values of a first layer know their token and its position alone: with one layer the result is exact.
+    with make(tiny_model("llama", n_layer=1)) as ctx:
         feed(ctx, TOKENS[:30])
-        whole = feed(ctx, TOKENS[30:31], 30)
-        assert ctx.memory.seq_rm(0, 30, 31)
         assert ctx.memory.seq_rm(0, 10, 20)
         assert span(ctx, 0) == (0, 29)
         ctx.memory.seq_add(0, 20, -1, -10)
         assert span(ctx, 0) == (0, 19)
         row = feed(ctx, TOKENS[30:31], 20)
-        assert not same(row, whole)  # ten tokens are gone
-        # The keys that stay were computed with the removed ones in sight, in every layer but the first: near, not equal.
-        expected = fresh(ctx, np.concatenate([TOKENS[:10], TOKENS[20:31]]))
-        assert np.abs(row - expected).max() < np.abs(row - whole).max() * 2
-        assert same(row, shifted_reference(ctx))
-
-
-def shifted_reference(ctx: Context) -> np.ndarray:
-    """The same cut on a context of its own whose rows are decoded one by one."""
-    with make(Path(ctx.model.path)) as other:
-        for pos in range(30):
-            feed(other, TOKENS[pos : pos + 1], pos)
-        other.memory.seq_rm(0, 10, 20)
-        other.memory.seq_add(0, 20, 30, -10)
-        return feed(other, TOKENS[30:31], 20)
+        assert same(row, fresh(ctx, np.concatenate([TOKENS[:10], TOKENS[20:31]])))
+        assert not same(row, fresh(ctx, TOKENS[:31]))
 
 
 @pytest.mark.parametrize("kind", CELLS)

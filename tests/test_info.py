@@ -21,7 +21,9 @@ def test_build_info_has_the_facts():
     assert info["llama_cpp_release"].startswith("b")
     assert info["backends"]["cpu"]["state"] == "on"
     assert {"cuda", "metal", "vulkan", "hip", "blas", "openmp"} <= info["backends"].keys()
-    assert all(backend["state"] in ("on", "off") and backend["reason"] for backend in info["backends"].values())
+    assert all(
+        backend["state"] in ("on", "off") and backend["reason"] for backend in info["backends"].values()
+    )
     assert any(device["type"] == "cpu" for device in info["devices"])
     assert info["cpu_features"]
     assert info["physical_cores"] >= 1

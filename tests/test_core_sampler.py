@@ -1,0 +1,418 @@
+"""``SamplerChain``: what each link lets through, draws that repeat, and what is refused."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from fixtures_models import TinyModelFactory
+from llama_runner import errors
+from llama_runner.core import Batch, Context, Model, SamplerChain, Vocab
+
+PROBABILITIES = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
+LOGITS = np.log(PROBABILITIES).astype(np.float32)
+DRAWS = 400
+
+
+@pytest.fixture
+def ctx(tiny_model: TinyModelFactory) -> Iterator[Context]:
+    with Context(Model(tiny_model("llama")), n_ctx=256, n_threads=1) as made:
+        batch = Batch(16)
+        batch.add_sequence(np.arange(300, 310), logits="all")
+        made.decode(batch)
+        yield made
+
+
+@pytest.fixture
+def vocab(tiny_model: TinyModelFactory) -> Vocab:
+    return Model(tiny_model("llama")).vocab
+
+
+def draws(chain: SamplerChain, logits: np.ndarray = LOGITS, n: int = DRAWS) -> list[int]:
+    return [chain.apply(logits) for _ in range(n)]
+
+
+def support(chain: SamplerChain, logits: np.ndarray = LOGITS) -> set[int]:
+    """Every token that may come, each of at least 3 % where it may come at all."""
+    return set(draws(chain, logits))
+
+
+# ---------------------------------------------------------------------------------------------------- selecting links
+
+
+def test_greedy_is_argmax(ctx: Context) -> None:
+    rows = [ctx.logits(i) for i in range(10)]
+    best = [int(row.argmax()) for row in rows]
+    assert len(set(best)) > 3
+    assert [SamplerChain().greedy().sample(ctx, i) for i in range(10)] == best
+    assert [SamplerChain().greedy().apply(row) for row in rows] == best
+    assert SamplerChain().greedy().sample(ctx) == best[-1]
+
+
+def test_dist_draws_by_probability() -> None:
+    counts = Counter(draws(SamplerChain().dist(seed=3), n=4000))
+    for token, probability in enumerate(PROBABILITIES):
+        # five standard deviations
+        assert abs(counts[token] - 4000 * probability) < 5 * np.sqrt(4000 * probability * (1 - probability))
+
+
+def test_same_seed_same_draws() -> None:
+    def run(seed: int | None) -> list[int]:
+        return draws(SamplerChain().top_k(4).temp(1.2).dist(seed))
+
+    assert run(11) == run(11)
+    assert run(11) != run(12)
+    assert run(None) != run(None)  # a seed of its own each
+
+
+def test_the_seed_can_be_told() -> None:
+    assert SamplerChain().dist(seed=0).seed == 0
+    assert SamplerChain().dist(seed=2**32 - 2).seed == 2**32 - 2
+    assert SamplerChain().greedy().seed is None
+    drawn = SamplerChain().dist()
+    assert isinstance(drawn.seed, int)
+    assert draws(drawn) == draws(SamplerChain().dist(drawn.seed))
+
+
+def test_mirostat_holds_the_surprise_down() -> None:
+    logits = np.random.default_rng(0).normal(scale=2, size=2000).astype(np.float32)
+    surprise = -np.log2(np.exp(logits) / np.exp(logits).sum())
+
+    def settled(tau: float) -> list[int]:
+        return draws(SamplerChain().mirostat_v2(tau=tau, eta=0.3, seed=5), logits, 1500)[500:]
+
+    means = [float(surprise[settled(tau)].mean()) for tau in (0.0, 3.0, 6.0, 8.0)]
+    assert means == sorted(means)
+    assert set(settled(0.0)) == {int(logits.argmax())}
+    assert means[3] > means[0] + 2
+
+
+# ---------------------------------------------------------------------------------------------------- narrowing links
+
+
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        (lambda c: c.top_k(2), {0, 1}),
+        (lambda c: c.top_k(1), {0}),
+        (lambda c: c.top_k(0), {0, 1, 2, 3, 4}),
+        (lambda c: c.top_p(0.7), {0, 1}),
+        (lambda c: c.top_p(0.8), {0, 1, 2}),
+        (lambda c: c.top_p(0.0), {0}),
+        (lambda c: c.top_p(0.0, min_keep=3), {0, 1, 2}),
+        (lambda c: c.top_p(1.0), {0, 1, 2, 3, 4}),
+        (lambda c: c.min_p(0.4), {0, 1}),
+        (lambda c: c.min_p(1.0), {0}),
+        (lambda c: c.min_p(1.0, min_keep=2), {0, 1}),
+        (lambda c: c.min_p(0.0), {0, 1, 2, 3, 4}),
+        # surprises 0.69 1.39 1.90 2.66 3.51 nats, entropy 1.26: nearest first 1, 0, 2, 3, 4
+        (lambda c: c.typical(0.2), {1}),
+        (lambda c: c.typical(0.7), {0, 1}),
+        (lambda c: c.typical(1.0), {0, 1, 2, 3, 4}),
+        # standard deviation of the logits 1.00: down to 1.00 or 1.5 below the best
+        (lambda c: c.top_n_sigma(1.0), {0, 1}),
+        (lambda c: c.top_n_sigma(1.5), {0, 1, 2}),
+        (lambda c: c.top_n_sigma(-1), {0, 1, 2, 3, 4}),
+        # those of at least 0.2 are 0 and 1: all of them but the last go
+        (lambda c: c.xtc(1.0, 0.2, seed=1), {1, 2, 3, 4}),
+        (lambda c: c.xtc(1.0, 0.1, seed=1), {2, 3, 4}),
+        (lambda c: c.xtc(0.0, 0.1, seed=1), {0, 1, 2, 3, 4}),
+        (lambda c: c.temp(0), {0}),
+        (lambda c: c.temp(0.05), {0}),
+        (lambda c: c.temp(1), {0, 1, 2, 3, 4}),
+        (lambda c: c.top_k(3).top_p(0.6), {0, 1}),
+        (lambda c: c, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_what_each_link_lets_through(
+    link: Callable[[SamplerChain], SamplerChain], expected: set[int]
+) -> None:
+    assert support(link(SamplerChain()).dist(seed=1)) == expected
+
+
+def frequencies(chain: SamplerChain) -> np.ndarray:
+    return np.bincount(draws(chain, n=4000), minlength=5) / 4000
+
+
+def test_temperature_reshapes_the_probabilities() -> None:
+    for t in (0.5, 2.0):
+        powered = PROBABILITIES ** (1 / t)
+        np.testing.assert_allclose(
+            frequencies(SamplerChain().temp(t).dist(2)), powered / powered.sum(), atol=0.03
+        )
+
+
+def test_dynamic_temperature_follows_the_entropy() -> None:
+    entropy = -(PROBABILITIES * np.log(PROBABILITIES)).sum() / np.log(5)
+    t = 0.2 + (1.8 - 0.2) * entropy**2.0
+    powered = PROBABILITIES ** (1 / t)
+    found = frequencies(SamplerChain().temp_ext(1.0, 0.8, 2.0).dist(2))
+    np.testing.assert_allclose(found, powered / powered.sum(), atol=0.03)
+
+
+def test_penalties(vocab: Vocab) -> None:
+    flat = np.full(len(vocab), -30.0, np.float32)
+    flat[10:15] = 5.0
+    presence = SamplerChain().penalties(vocab, last_n=2, presence=25.0).dist(1)
+    presence.accept(10)
+    presence.accept(11)
+    assert support(presence, flat) == {12, 13, 14}
+    presence.accept(12)  # 10 is out of the window again
+    assert support(presence, flat) == {10, 13, 14}
+    frequency = SamplerChain().penalties(vocab, frequency=12.0).dist(1)
+    frequency.accept(10)
+    assert support(frequency, flat) == {11, 12, 13, 14}
+    repeat = SamplerChain().penalties(vocab, repeat=100.0).dist(1)
+    for token in (10, 11, 12, 13):
+        repeat.accept(token)
+    assert Counter(draws(repeat, flat))[14] > DRAWS * 0.9  # 5 against 0.05
+    none = SamplerChain().penalties(vocab, last_n=0, presence=100.0).dist(1)
+    none.accept(10)
+    assert support(none, flat) == {10, 11, 12, 13, 14}
+    presence.reset()
+    assert support(presence, flat) == {10, 11, 12, 13, 14}
+
+
+def test_logit_bias(ctx: Context, vocab: Vocab) -> None:
+    row = ctx.logits()
+    best, second = (int(i) for i in row.argsort()[::-1][:2])
+    assert SamplerChain().logit_bias(vocab, {best: float("-inf")}).greedy().sample(ctx) == second
+    assert SamplerChain().logit_bias(vocab, {7: 1000.0, best: -1000.0}).greedy().sample(ctx) == 7
+    assert SamplerChain().logit_bias(vocab, [(7, 1000.0)]).greedy().sample(ctx) == 7
+
+
+# ---------------------------------------------------------------------------------------------------- grammar
+
+
+def generate(chain: SamplerChain, vocab: Vocab, logits: np.ndarray, most: int = 40) -> str:
+    tokens: list[int] = []
+    while len(tokens) < most:
+        token = chain.apply(logits)
+        if vocab.is_eog(token):
+            break
+        chain.accept(token)
+        tokens.append(token)
+    return vocab.detokenize_bytes(tokens).decode()
+
+
+def test_a_grammar_is_kept_to_the_end(vocab: Vocab) -> None:
+    flat = np.zeros(len(vocab), np.float32)
+    grammar = 'root ::= "yes" | "no, " [0-9]{3} "."'
+    seen = {generate(SamplerChain().grammar(vocab, grammar).dist(seed), vocab, flat) for seed in range(40)}
+    assert "yes" in seen
+    others = seen - {"yes"}
+    assert others
+    assert all(len(text) == 8 and text.startswith("no, ") and text[4:7].isdigit() for text in others)
+
+
+def test_a_grammar_with_another_root(vocab: Vocab) -> None:
+    chain = SamplerChain().grammar(vocab, 'root ::= "a"\nother ::= "bbb"', root="other").greedy()
+    assert generate(chain, vocab, np.zeros(len(vocab), np.float32)) == "bbb"
+
+
+def test_a_token_against_the_grammar_breaks_the_chain_until_reset(vocab: Vocab) -> None:
+    flat = np.zeros(len(vocab), np.float32)
+    chain = SamplerChain().grammar(vocab, 'root ::= "ab"').greedy()
+    wrong = int(vocab.tokenize("z", add_special=False)[-1])
+    for bad in (wrong, vocab.eos, len(vocab), 2**31 - 1):
+        with pytest.raises(errors.SamplingError):
+            chain.accept(bad)
+        with pytest.raises(errors.SamplingError, match="reset"):
+            chain.apply(flat)
+        with pytest.raises(errors.SamplingError, match="reset"):
+            chain.top_k(3)
+        chain.reset()
+        assert generate(chain, vocab, flat) == "ab"
+        chain.reset()
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    ["", "  ", "root", "root ::= (", "root ::= nothing", 'x ::= "a"', 'root ::= root "a"', "root ::= [a"],
+)
+def test_grammars_that_cannot_be_parsed(vocab: Vocab, grammar: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="grammar"):
+        SamplerChain().grammar(vocab, grammar)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["root"], object()])
+def test_grammars_of_a_wrong_type(vocab: Vocab, wrong: object) -> None:
+    for arguments, name in (((wrong,), "grammar"), (('root ::= "a"', wrong), "root")):
+        with pytest.raises(errors.ArgumentTypeError, match=name):
+            SamplerChain().grammar(vocab, *arguments)
+
+
+# ---------------------------------------------------------------------------------------------------- state
+
+
+def test_a_clone_goes_on_identically(vocab: Vocab) -> None:
+    logits = np.random.default_rng(1).normal(size=len(vocab)).astype(np.float32)
+
+    def step(chain: SamplerChain) -> int:
+        token = chain.apply(logits)
+        chain.accept(token)
+        return token
+
+    makers = [
+        lambda: SamplerChain().dist(9),
+        lambda: SamplerChain().top_k(50).xtc(0.5, 0.01, seed=4).temp(0.8).dist(9),
+        lambda: SamplerChain().penalties(vocab, last_n=100, repeat=1.5, frequency=0.5, presence=0.5).dist(9),
+        lambda: SamplerChain().mirostat_v2(seed=9),
+        lambda: SamplerChain().grammar(vocab, "root ::= [a-z ]{200}").dist(9),
+        lambda: SamplerChain().logit_bias(vocab, {int(logits.argmax()): float("-inf")}).dist(9),
+    ]
+    for make in makers:
+        first = make()
+        for _ in range(20):
+            step(first)
+        second = first.clone()
+        assert repr(second) == repr(first)
+        assert len(second) == len(first)
+        assert second.seed == first.seed
+        following = [step(first) for _ in range(40)]
+        assert [step(second) for _ in range(40)] == following  # the first's steps did not move the second
+        first.reset()
+        assert [step(first) for _ in range(40)] != following
+
+
+def test_reset_starts_over() -> None:
+    chain = SamplerChain().dist(5)
+    first = draws(chain)
+    assert draws(chain) != first
+    chain.reset()
+    assert draws(chain) == first
+
+
+def test_sample_accepts_and_apply_does_not(ctx: Context, vocab: Vocab) -> None:
+    best = int(ctx.logits().argmax())
+    chain = SamplerChain().penalties(vocab, presence=100.0).greedy()
+    assert chain.apply(ctx.logits()) == best
+    assert chain.apply(ctx.logits()) == best
+    assert chain.sample(ctx) == best
+    assert chain.sample(ctx) != best
+
+
+def test_links_are_listed() -> None:
+    assert repr(SamplerChain()) == "<SamplerChain empty>"
+    chain = SamplerChain()
+    assert chain.top_k(40).temp(0.8).dist(1) is chain
+    assert (len(chain), repr(chain)) == (3, "<SamplerChain top_k(40) temp(0.8) dist>")
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_chain_must_select(ctx: Context) -> None:
+    for chain in (SamplerChain(), SamplerChain().top_k(4).temp(0.5)):
+        for call in (lambda chain=chain: chain.sample(ctx), lambda chain=chain: chain.apply(LOGITS)):
+            with pytest.raises(errors.InvalidArgumentError, match="greedy"):
+                call()
+    # a link after the selecting one reorders what was selected: 1 is the best here, and 0 would come out
+    for logits in (LOGITS, LOGITS[[1, 0, 2, 3, 4]], LOGITS[::-1].copy()):
+        with pytest.raises((errors.InvalidArgumentError, errors.SamplingError)):
+            SamplerChain().greedy().top_k(2).apply(logits)
+
+
+def test_nothing_left_to_select(ctx: Context, vocab: Vocab) -> None:
+    none = np.full(8, -np.inf, np.float32)
+    for chain in (SamplerChain().greedy(), SamplerChain().dist(1), SamplerChain().top_k(3).temp(0.5).dist(1),
+                  SamplerChain().mirostat_v2(seed=1)):  # fmt: skip
+        with pytest.raises(errors.SamplingError, match=r"ruled out|no token"):
+            chain.apply(none)
+        assert chain.apply(LOGITS) in range(5)
+    everything = {token: float("-inf") for token in range(len(vocab))}
+    with pytest.raises(errors.SamplingError, match=r"ruled out|no token"):
+        SamplerChain().logit_bias(vocab, everything).dist(1).sample(ctx)
+    only = np.full(8, -np.inf, np.float32)
+    only[6] = -50.0
+    assert support(SamplerChain().dist(1), only) == {6}
+
+
+@pytest.mark.parametrize(
+    "name", ["greedy", "dist", "mirostat_v2", "top_k", "top_p", "min_p", "typical", "temp", "xtc"]
+)
+def test_logits_that_are_no_numbers(name: str) -> None:
+    arguments = {
+        "top_k": (3,),
+        "top_p": (0.9,),
+        "min_p": (0.1,),
+        "typical": (0.9,),
+        "temp": (0.7,),
+        "xtc": (0.5, 0.1),
+    }
+    for bad in (np.full(5, np.nan), np.array([1, 2, np.nan, 0, 0]), np.array([np.nan, 1, 2, 0, 0])):
+        chain = getattr(SamplerChain(), name)(*arguments.get(name, ()))
+        if name in arguments:
+            chain.dist(1)
+        with pytest.raises(errors.SamplingError, match="NaN"):
+            chain.apply(bad.astype(np.float32))
+        assert chain.apply(LOGITS) in range(5)
+
+
+def test_arrays_that_are_no_logits() -> None:
+    chain = SamplerChain().greedy()
+    wrong = [None, 3, [1.0], "abc", b"\0\0\0\0", np.float32(1.0), np.zeros(4, np.int32), np.zeros((2, 3), np.float32),
+             LOGITS.astype(np.float64), LOGITS.astype(np.float16), np.zeros(9, np.float32)[::2]]  # fmt: skip
+    for bad in wrong:
+        with pytest.raises(errors.ArgumentTypeError, match="float32"):
+            chain.apply(bad)
+    with pytest.raises(errors.InvalidArgumentError, match="empty"):
+        chain.apply(np.zeros(0, np.float32))
+    assert chain.apply(np.broadcast_to(LOGITS, (5,))) == 0  # read-only
+
+
+def test_rows_without_logits(ctx: Context) -> None:
+    chain = SamplerChain().greedy()
+    for bad in (10, -11, 2**31 - 1):
+        with pytest.raises(errors.IndexOutOfRangeError):
+            chain.sample(ctx, bad)
+    assert chain.sample(ctx) == int(ctx.logits().argmax())
+
+
+NAN, INF = float("nan"), float("inf")
+OUT_OF_RANGE = {
+    "dist": [(-1,), (2**32 - 1,), (2**64,)],
+    "mirostat_v2": [(-1,), (NAN,), (5, INF), (5, -0.1), (5, 0.1, -1)],
+    "top_k": [(-1,), (2**31,)],
+    "top_p": [(-0.1,), (1.1,), (NAN,), (0.5, 0), (0.5, -1), (0.5, 2**70)],
+    "min_p": [(-0.1,), (1.1,), (INF,), (0.5, 0)],
+    "typical": [(-0.1,), (1.1,), (NAN,)],
+    "top_n_sigma": [(-2,), (NAN,), (INF,)],
+    "xtc": [(1.1, 0.1), (-1, 0.1), (0.5, NAN), (0.5, 2), (0.5, 0.1, 0), (0.5, 0.1, 1, -1)],
+    "temp": [(-0.1,), (NAN,), (INF,), (1e39,)],
+    "temp_ext": [(-1, 0), (1, -1), (1, 0, NAN), (INF, 0)],
+    "accept": [(-1,), (2**31,)],
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_values_out_of_range_add_no_link(name: str) -> None:
+    chain = SamplerChain()
+    for arguments in OUT_OF_RANGE[name]:
+        with pytest.raises(errors.InvalidArgumentError):
+            getattr(chain, name)(*arguments)
+    needed = {"temp_ext": 2, "xtc": 2}.get(name, 1)
+    for wrong in ("1", [1], True, object(), 1j):
+        with pytest.raises(errors.ArgumentTypeError):
+            getattr(chain, name)(*[wrong] * needed)
+    assert len(chain) == 0
+
+
+def test_penalties_and_biases_out_of_range(vocab: Vocab) -> None:
+    chain = SamplerChain()
+    for options in ({"last_n": -1}, {"last_n": 2**31}, {"repeat": 0}, {"repeat": NAN}, {"frequency": INF}):
+        with pytest.raises(errors.InvalidArgumentError, match=next(iter(options))):
+            chain.penalties(vocab, **options)
+    for bias in ({1: NAN}, {1: INF}, {1: 1e300}):
+        with pytest.raises(errors.InvalidArgumentError, match=r"bias\[1\]"):
+            chain.logit_bias(vocab, bias)
+    for bias in ({-1: 1.0}, {len(vocab): 1.0}, {2**70: 1.0}):
+        with pytest.raises(errors.IndexOutOfRangeError, match="token"):
+            chain.logit_bias(vocab, bias)
+    for bias in (None, 3, "abc", [1, 2], {"a": 1.0}, {1: "x"}, {1: None}, {1.5: 1.0}):
+        with pytest.raises(TypeError):
+            chain.logit_bias(vocab, bias)
+    assert len(chain) == 0
