@@ -132,12 +132,12 @@ def test_no_output_was_asked_for(ctx: Context) -> None:
         ctx.logits()
 
 
-def test_a_failed_decode_has_no_output(ctx: Context) -> None:
-    last_row(ctx, 3)
-    with pytest.raises(errors.InvalidArgumentError):
-        ctx.decode(batch_of(3, 50))
-    with pytest.raises(errors.IndexOutOfRangeError):
-        ctx.logits()
+def test_a_refused_batch_leaves_the_output_there(ctx: Context) -> None:
+    row = last_row(ctx, 3)
+    for batch in (batch_of(3, 50), Batch(1), batch_of(3, 3, seq_id=99)):
+        with pytest.raises((errors.InvalidArgumentError, errors.IndexOutOfRangeError)):
+            ctx.decode(batch)
+        np.testing.assert_array_equal(ctx.logits(), row)
 
 
 def test_embeddings_of_rows(tiny_model: TinyModelFactory) -> None:
@@ -317,13 +317,11 @@ def test_pooling_needs_one_ubatch(tiny_model: TinyModelFactory) -> None:
         *[({"n_outputs_max": bad}, errors.InvalidArgumentError) for bad in (0, -1, 2049)],
         *[({"pooling": bad}, errors.InvalidArgumentError) for bad in ("max", 1, True, [])],
         *[({"type_k": bad}, errors.InvalidArgumentError) for bad in ("q4_k", "F16", None, 1, {})],
-        *[({"type_v": bad}, errors.InvalidArgumentError) for bad in ("i8", "", 8)],
         *[({"flash_attn": bad}, errors.ArgumentTypeError) for bad in ("auto", 1)],
         *[({name: 1}, errors.ArgumentTypeError) for name in ("embeddings", "offload_kqv", "op_offload")],
         *[({name: None}, errors.ArgumentTypeError) for name in ("swa_full", "kv_unified")],
         *[({"rope_freq_base": bad}, errors.InvalidArgumentError) for bad in (0, -1.0, float("nan"), 1e300)],
         *[({"rope_freq_scale": bad}, errors.InvalidArgumentError) for bad in (0, float("inf"), 1e300)],
-        ({"rope_freq_base": "10000"}, errors.ArgumentTypeError),
     ],
     ids=str,
 )
@@ -348,7 +346,7 @@ def test_a_context_that_cannot_fit_says_how_much_it_needs(tiny_model: TinyModelF
     model = Model(tiny_model(kind))
     with pytest.raises(errors.OutOfMemoryError) as caught:
         Context(model, n_ctx=2**31 - 256)
-    pattern = r"n_ctx=2147483392 needs about ([\d.]+) GiB .*\b([\d.]+) GiB are free.*n_ctx=(\d+)"
+    pattern = r"n_ctx=2147483392 needs about ([\d.]+) GiB .*and ([\d.]+) GiB are free.*n_ctx=(\d+)"
     found = re.search(pattern, str(caught.value))
     assert found
     need, free, fits = map(float, found.groups())

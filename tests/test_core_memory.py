@@ -287,7 +287,7 @@ def test_positions_and_numbers_out_of_range(tiny_model: TinyModelFactory, kind: 
     with make(tiny_model(kind)) as ctx:
         feed(ctx, TOKENS[:20])
         memory = ctx.memory
-        for bad in (2**31, 2**70, -(2**31) - 1):
+        for bad in (2**31, 2**70):
             for call in (
                 lambda bad=bad: memory.seq_rm(0, bad, -1),
                 lambda bad=bad: memory.seq_rm(0, 0, bad),
@@ -301,7 +301,9 @@ def test_positions_and_numbers_out_of_range(tiny_model: TinyModelFactory, kind: 
             with pytest.raises(errors.InvalidArgumentError, match="d="):
                 memory.seq_div(0, 0, -1, bad)
         # a position may become neither negative nor more than 31 bits
-        for delta in (-1, -20, -(2**31) + 1, 2**31 - 1, 2**31 - 20):
+        for delta in (-1, -20, -(2**31) + 1, -(2**31) - 1, 2**31 - 1, 2**31 - 20):
+            memory.clear()
+            feed(ctx, TOKENS[:20])
             with pytest.raises(errors.InvalidArgumentError, match="delta"):
                 memory.seq_add(0, 0, -1, delta)
         for wrong in (None, 1.5, "1", True):

@@ -81,7 +81,9 @@ def shared_batch() -> Batch:
 
 
 def check_unchanged(ctx: Context, first: np.ndarray) -> None:
-    """Sequences 0 and 1 hold 100 tokens, 2 none, and they go on as if nothing had happened."""
+    """Sequences 0 and 1 hold 100 tokens, 2 none, there is no output, and they go on as if nothing had happened."""
+    with pytest.raises(errors.IndexOutOfRangeError, match="no output"):
+        ctx.logits()
     assert ends(ctx) == [99, 99, -1]
     np.testing.assert_allclose(last_row(ctx, 1, 100, 0), first, atol=CLOSE)
     np.testing.assert_allclose(last_row(ctx, 1, 100, 1), first, atol=CLOSE)

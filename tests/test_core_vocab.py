@@ -186,6 +186,7 @@ def test_fill_in_the_middle_tokens(llama_cpp_dir: Path) -> None:
 def test_end_of_generation_and_control(spm: Vocab) -> None:
     ends = {i for i in range(len(spm)) if spm.is_eog(i)}
     assert {spm.eos, spm.eot} <= ends
+    assert spm.eog_tokens == sorted(ends)
     controls = {spm.text(i) for i in range(len(spm)) if spm.is_control(i)}
     assert controls == {"<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"}
     assert spm.is_eog(np.int64(spm.eos)) is True

@@ -98,6 +98,7 @@ def test_hub_error_of_the_callback_comes_through(hub: HubStandIn) -> None:
         resolve_model("hf:owner/repo/a.gguf", progress=progress)
 
 
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")  # the hub client's own word, before it tries
 def test_hub_disk_too_small(hub: HubStandIn, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (small_disk / "filler").write_bytes(bytes(3_000_000))
     monkeypatch.setenv("HF_HUB_CACHE", str(small_disk))

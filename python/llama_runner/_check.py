@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from typing import Any
 
 from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
 
-__all__ = ["check_bool", "check_float", "check_int", "check_text"]
+__all__ = ["check_bool", "check_float", "check_int", "check_name", "check_path", "check_text"]
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
@@ -68,3 +69,26 @@ def check_text(name: str, value: Any) -> bytes:
     if nul >= 0:
         raise InvalidArgumentError(f"{name} has a NUL character at byte {nul}: no model reads it; remove it")
     return data
+
+
+def check_name(name: str, value: Any) -> bytes:
+    """``value``, which must be a str, as UTF-8 bytes without NUL."""
+    if not isinstance(value, str):
+        raise ArgumentTypeError(f"{name}={value!r}: it is a str, not {type(value).__name__}")
+    return check_text(name, value)
+
+
+def check_path(value: Any) -> str:
+    """``value``, a str, bytes or os.PathLike that a file can be named by, as an absolute path."""
+    try:
+        path = os.fsdecode(os.fspath(value))
+        os.fsencode(path)
+    except TypeError:
+        raise ArgumentTypeError(
+            f"path={value!r}: it is a str or os.PathLike, not {type(value).__name__}"
+        ) from None
+    except UnicodeError:
+        raise InvalidArgumentError(f"path={value!r}: it has a character that no file name can have") from None
+    if "\0" in path:
+        raise InvalidArgumentError(f"path={value!r}: it has a NUL character")
+    return os.path.abspath(path)

@@ -65,7 +65,7 @@ def split(view: memoryview) -> tuple[dict[str, Any], memoryview]:
         )
     try:
         header = json.loads(bytes(view[PREFIX.size : PREFIX.size + length]))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StateError("the state is damaged: its header cannot be read") from None
     expected = {"fingerprint": dict, "length": int, "blake2b": str}
     if not isinstance(header, dict) or any(not isinstance(header.get(k), t) for k, t in expected.items()):

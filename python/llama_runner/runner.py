@@ -59,9 +59,8 @@ class Stream(Iterator[Chunk]):
     there is, with the finish reason ``"cancelled"``. One thread at a time.
     """
 
-    def __init__(self, generation: Generation, slots: Slots, lock: threading.RLock) -> None:
+    def __init__(self, generation: Generation, lock: threading.RLock) -> None:
         self._generation = generation
-        self._slots = slots
         self._lock = lock
         self._done = False
 
@@ -85,7 +84,8 @@ class Stream(Iterator[Chunk]):
 
     def _release(self) -> None:
         self._done = True
-        self._generation.slot.busy = False
+        with self._lock:
+            self._generation.slot.release()
 
     def __enter__(self) -> Self:
         return self
@@ -260,9 +260,10 @@ class LlamaRunner:
             generation = Generation(self.context, self._slots, slot, self._lock, params, pinned={STATEFUL})
             generation.prefill(tokens, progress)
         except BaseException:
-            slot.busy = False
+            with self._lock:
+                slot.release()
             raise
-        return Stream(generation, self._slots, self._lock)
+        return Stream(generation, self._lock)
 
     def _tokens(self, prompt: Prompt, add_special: bool = True) -> npt.NDArray[np.int32]:
         self._check_open()

@@ -49,6 +49,12 @@ class Slot:
         del self.tokens[n:]
         return n
 
+    def release(self) -> None:
+        """Give the slot back, with nothing in the cache that ``tokens`` does not account for."""
+        if not self.context.closed:
+            self.truncate(len(self.tokens))
+        self.busy = False
+
 
 class Slots:
     """The slots of one context. The caller holds the lock that guards the context."""

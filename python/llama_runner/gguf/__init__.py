@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from llama_runner.gguf.header import GGUFArray, GGUFHeader, TensorInfo
 from llama_runner.gguf.reader import read_gguf_header
+from llama_runner.gguf.sample import sample_digest
 
-__all__ = ["GGUFArray", "GGUFHeader", "TensorInfo", "read_gguf_header"]
+__all__ = ["GGUFArray", "GGUFHeader", "TensorInfo", "read_gguf_header", "sample_digest"]

@@ -38,6 +38,7 @@ cdef extern from "llama_runner.h" nogil:
     ggml_backend_buffer_t lr_outputs_swap(llama_context *ctx, ggml_backend_buffer_t spare)
     void lr_outputs_free(ggml_backend_buffer_t buffer)
     int lr_memory_flush(llama_context *ctx, char **error)
+    bool lr_flash_attn(const llama_context *ctx)
     void lr_memory_breakdown(const llama_context *ctx, size_t *model, size_t *context, size_t *compute) except +
     size_t lr_kv_bytes_per_cell(const llama_model *model, ggml_type type_k, ggml_type type_v) except +
 

@@ -16,3 +16,5 @@ cdef class Batch:
     cdef int _check_room(self, int n) except -1
     cdef int grow_rows(self, int width) except -1
     cdef void put(self, llama_token token, llama_pos pos, llama_seq_id seq_id, bint logits) noexcept
+    cdef int check_ids(self, int n_vocab, int n_seq_max) except -1
+    cdef int check_positions(self, const int32_t *before) except -1

@@ -9,8 +9,10 @@ from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_free, lr_gu
 from llama_runner.core._native cimport enter_exclusive
 
 from llama_runner import errors
-from llama_runner._check import check_int
+from llama_runner._check import check_bool, check_int
 from llama_runner.core.vocab import as_tokens
+
+cdef int MAX_SEQ = 256  # LLAMA_MAX_SEQ
 
 
 cdef class Batch:
@@ -96,12 +98,12 @@ cdef class Batch:
         """
         cdef llama_token c_token = check_int("token", token, 0, INT32_MAX)
         cdef llama_pos c_pos = check_int("pos", pos, 0, INT32_MAX - 1)
-        ids = [check_int("seq_id", seq, 0, INT32_MAX) for seq in seq_ids] if hasattr(seq_ids, "__iter__") else [
-            check_int("seq_id", seq_ids, 0, INT32_MAX)
-        ]
-        if not ids or len(set(ids)) != len(ids):
+        if not hasattr(seq_ids, "__iter__") or isinstance(seq_ids, (str, bytes)):
+            seq_ids = (seq_ids,)
+        ids = [check_int("seq_id", seq, 0, INT32_MAX) for seq in seq_ids]
+        if not 1 <= len(ids) <= MAX_SEQ or len(set(ids)) != len(ids):
             raise errors.InvalidArgumentError(f"seq_ids={ids}: a row belongs to one sequence or several different ones")
-        cdef bint wanted = bool(logits)
+        cdef bint wanted = check_bool("logits", logits)
         cdef int i, row
         enter_exclusive(self.guard, "batch")
         try:
@@ -128,7 +130,7 @@ cdef class Batch:
         cdef int n = <int> len(ids), i
         cdef int start = check_int("pos", pos, 0, INT32_MAX - 1 - n)
         cdef llama_seq_id seq = check_int("seq_id", seq_id, 0, INT32_MAX)
-        if logits not in ("last", "all", "none"):
+        if not isinstance(logits, str) or logits not in ("last", "all", "none"):
             raise errors.InvalidArgumentError(f"logits={logits!r}: it is 'last', 'all' or 'none'")
         if n == 0:
             raise errors.InvalidArgumentError("tokens is empty: a run has at least one token")
@@ -148,4 +150,39 @@ cdef class Batch:
                 f"{n} more rows do not fit: the batch holds {self.c.n_tokens} of {self.capacity}; "
                 "decode and clear() it, or make a larger one"
             )
+        return 0
+
+    cdef int check_ids(self, int n_vocab, int n_seq_max) except -1:
+        """Raise for the first token or sequence id that the context does not have."""
+        cdef int i, k
+        for i in range(self.c.n_tokens):
+            if self.c.token[i] >= n_vocab:
+                raise errors.IndexOutOfRangeError(
+                    f"row {i} has token {self.c.token[i]}: the vocabulary has ids from 0 to {n_vocab - 1}"
+                )
+            for k in range(self.c.n_seq_id[i]):
+                if self.c.seq_id[i][k] >= n_seq_max:
+                    raise errors.IndexOutOfRangeError(
+                        f"row {i} has seq_id {self.c.seq_id[i][k]}: this context has sequences 0 to {n_seq_max - 1} "
+                        "(n_seq_max)"
+                    )
+        return 0
+
+    cdef int check_positions(self, const int32_t *before) except -1:
+        """Each sequence goes on where it ended ``before``, one position a row; an empty one may start anywhere.
+
+        Upstream refuses gaps and lets a position that comes twice pass, which then counts for two.
+        """
+        cdef int32_t follow[256]
+        cdef int i, k, seq
+        memcpy(follow, before, sizeof(follow))
+        for i in range(self.c.n_tokens):
+            for k in range(self.c.n_seq_id[i]):
+                seq = self.c.seq_id[i][k]
+                if follow[seq] >= 0 and self.c.pos[i] != follow[seq] + 1:
+                    raise errors.InvalidArgumentError(
+                        f"row {i} puts sequence {seq} at position {self.c.pos[i]}: positions follow on, next is "
+                        f"{follow[seq] + 1}"
+                    )
+                follow[seq] = self.c.pos[i]
         return 0

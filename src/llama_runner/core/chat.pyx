@@ -1,6 +1,9 @@
 """``ChatTemplate``: messages to prompt text, by the model's own Jinja template."""
 
 import json
+import re
+
+import cython
 
 from llama_runner._c.native cimport (
     lr_chat,
@@ -14,9 +17,14 @@ from llama_runner.core._native cimport drain_log, enter_shared, take_string
 from llama_runner.core.model cimport Model
 
 from llama_runner import errors
-from llama_runner._check import check_text
+from llama_runner._check import check_bool, check_text
+from llama_runner._syntax import check_template
+
+# an escaped NUL in JSON text: the backslash is not itself escaped
+ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
+@cython.no_gc_clear
 cdef class ChatTemplate:
     """A Jinja chat template, run by llama.cpp's ``common`` library (``common_chat_templates_init``).
 
@@ -33,13 +41,20 @@ cdef class ChatTemplate:
         cdef const char *c_text = NULL
         if self.ptr != NULL:
             raise errors.InvalidArgumentError("this ChatTemplate is made already; make a new one")
-        model.check_open()
-        if source is not None:
+        if source is None:
+            own = model.chat_template()
+            if own is not None:
+                check_template(own.encode())
+        else:
             text = check_text("source", source)
-            if not text:
-                raise errors.InvalidArgumentError("source is empty: pass a Jinja template, or None for the model's own")
+            check_template(text)
             c_text = text
-        self.ptr = lr_chat_new(model.ptr, c_text, &error)
+        enter_shared(model.guard, "model")
+        try:
+            model.check_open()
+            self.ptr = lr_chat_new(model.ptr, c_text, &error)
+        finally:
+            lr_guard_end_shared(model.guard)
         problem = take_string(error)
         lines = drain_log()
         if problem:
@@ -74,26 +89,26 @@ cdef class ChatTemplate:
         cdef char *error = NULL
         cdef char *prompt
         self.check_made()
-        self.model.check_open()
         request = {
             "messages": list(messages),
-            "add_generation_prompt": bool(add_generation_prompt),
-            "enable_thinking": bool(enable_thinking),
+            "add_generation_prompt": check_bool("add_generation_prompt", add_generation_prompt),
+            "enable_thinking": check_bool("enable_thinking", enable_thinking),
         }
-        if tools:
+        if tools is not None:
             request["tools"] = list(tools)
         if template_kwargs:
             request["template_kwargs"] = template_kwargs
         try:
             text = json.dumps(request, ensure_ascii=False)
-        except (TypeError, ValueError) as problem:
+        except (TypeError, ValueError, RecursionError) as problem:
             raise errors.ArgumentTypeError(f"messages and tools are JSON values: {problem}") from None
-        if "\\u0000" in text:
+        if ESCAPED_NUL.search(text):
             raise errors.InvalidArgumentError("a message has a NUL character: no model reads it; remove it")
         cdef bytes data = check_text("messages", text)
         cdef const char *c_data = data
         enter_shared(self.model.guard, "model")
         try:
+            self.model.check_open()
             with nogil:
                 prompt = lr_chat_apply(self.ptr, c_data, &error)
         finally:

@@ -1,24 +1,10 @@
 from libc.stdint cimport int8_t, int32_t
 
-from llama_runner._c.ggml cimport ggml_backend_buffer_t
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_memory_t
 from llama_runner._c.native cimport lr_abort, lr_guard
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.model cimport Model
-
-
-cdef class Outputs:
-    cdef ggml_backend_buffer_t taken  # NULL while the context still owns the buffer
-    cdef lr_guard *views  # counts the views; exclusive when there is none
-
-    cdef bint unused(self) noexcept
-
-
-cdef class OutputView:
-    cdef Outputs outputs  # held: the memory behind `data`
-    cdef float *data
-    cdef Py_ssize_t shape[2]
-    cdef Py_ssize_t strides[2]
+from llama_runner.core.outputs cimport Outputs
 
 
 cdef class Context:
@@ -34,14 +20,17 @@ cdef class Context:
     cdef readonly int n_ctx, n_batch, n_ubatch, n_seq_max, n_vocab
     cdef readonly int n_outputs  # rows of output of the last successful decode
     cdef int n_rows, pooling
-    cdef bint embeds
+    cdef bint embeds, unified
+    cdef int n_outputs_max
     cdef object _memory
     cdef dict _settings, _fingerprint
+    cdef bint reserved
     cdef object __weakref__
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
-    cdef int check_batch(self, Batch batch) except -1
+    cdef int check_batch(self, Batch batch, bint encode) except -1
+    cdef int note_facts(self, Model model, llama_context_params params) except -1
     cdef int _create(self, Model model, llama_context_params params) except -1
     cdef void note_positions(self, Batch batch, int32_t *before) noexcept
     cdef int fail(self, Batch batch, int32_t *before, int code) except -1

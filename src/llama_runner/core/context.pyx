@@ -1,40 +1,21 @@
 """``Context``: one compute graph and one KV memory over a model."""
 
+import atexit
 import threading
+import time
 import weakref
 
 import cython
 import numpy as np
 
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from llama_runner._c.ggml cimport (
-    GGML_TYPE_BF16,
-    GGML_TYPE_F16,
-    GGML_TYPE_F32,
-    GGML_TYPE_IQ4_NL,
-    GGML_TYPE_Q4_0,
-    GGML_TYPE_Q4_1,
-    GGML_TYPE_Q5_0,
-    GGML_TYPE_Q5_1,
-    GGML_TYPE_Q8_0,
-    ggml_type,
-)
+from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type_name
 from llama_runner._c.llama cimport (
-    LLAMA_FLASH_ATTN_TYPE_AUTO,
-    LLAMA_FLASH_ATTN_TYPE_DISABLED,
-    LLAMA_FLASH_ATTN_TYPE_ENABLED,
-    LLAMA_POOLING_TYPE_CLS,
-    LLAMA_POOLING_TYPE_LAST,
-    LLAMA_POOLING_TYPE_MEAN,
-    LLAMA_POOLING_TYPE_NONE,
     LLAMA_POOLING_TYPE_RANK,
-    LLAMA_POOLING_TYPE_UNSPECIFIED,
     llama_context,
-    llama_context_default_params,
     llama_context_params,
     llama_decode,
     llama_encode,
@@ -46,7 +27,6 @@ from llama_runner._c.llama cimport (
     llama_get_memory,
     llama_get_pooling_type,
     llama_init_from_model,
-    llama_max_parallel_sequences,
     llama_memory_seq_pos_max,
     llama_memory_seq_rm,
     llama_model_has_encoder,
@@ -59,7 +39,6 @@ from llama_runner._c.llama cimport (
     llama_n_threads,
     llama_n_threads_batch,
     llama_n_ubatch,
-    llama_pooling_type,
     llama_set_n_threads,
     llama_time_us,
     llama_vocab_n_tokens,
@@ -70,98 +49,52 @@ from llama_runner._c.native cimport (
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
+    lr_flash_attn,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
     lr_guard_free,
     lr_guard_new,
     lr_guard_try_exclusive,
     lr_guard_try_shared,
-    lr_kv_bytes_per_cell,
     lr_memory_breakdown,
-    lr_outputs_free,
     lr_outputs_swap,
 )
-from llama_runner.core._native cimport drain_log, enter_exclusive, native_error
+from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error
 from llama_runner.core.batch cimport Batch
+from llama_runner.core.context_params cimport MAX_THREADS, check_memory, context_params
 from llama_runner.core.model cimport Model
+from llama_runner.core.outputs cimport Outputs, OutputView
 
 from llama_runner import errors
-from llama_runner._check import check_bool, check_float, check_int
+from llama_runner._check import check_float, check_int
 from llama_runner.core._native import is_abort
-from llama_runner.system import available_memory, usable_physical_cores
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
-# what upstream's kernels take; another type ends the process
-cdef dict KV_TYPES = {
-    "f32": <int> GGML_TYPE_F32,
-    "f16": <int> GGML_TYPE_F16,
-    "bf16": <int> GGML_TYPE_BF16,
-    "q8_0": <int> GGML_TYPE_Q8_0,
-    "q5_1": <int> GGML_TYPE_Q5_1,
-    "q5_0": <int> GGML_TYPE_Q5_0,
-    "q4_1": <int> GGML_TYPE_Q4_1,
-    "q4_0": <int> GGML_TYPE_Q4_0,
-    "iq4_nl": <int> GGML_TYPE_IQ4_NL,
-}
-cdef dict POOLING_TYPES = {
-    None: <int> LLAMA_POOLING_TYPE_UNSPECIFIED,
-    "none": <int> LLAMA_POOLING_TYPE_NONE,
-    "mean": <int> LLAMA_POOLING_TYPE_MEAN,
-    "cls": <int> LLAMA_POOLING_TYPE_CLS,
-    "last": <int> LLAMA_POOLING_TYPE_LAST,
-    "rank": <int> LLAMA_POOLING_TYPE_RANK,
-}
-cdef char *FLOAT_FORMAT = b"f"
-cdef int MAX_THREADS = 512  # GGML_MAX_N_THREADS; ggml asserts it
 cdef int MAX_SEQ = 256  # LLAMA_MAX_SEQ
 cdef object main_thread_ident = threading.main_thread().ident
 Memory = None  # core.memory.Memory, once it is first asked for
 
 
-@cython.no_gc_clear  # __dealloc__ still needs what it holds
-cdef class Outputs:
-    """The host buffer with the logits and embeddings of a decode, for as long as a view looks at it."""
-
-    def __cinit__(self):
-        self.views = lr_guard_new()
-        if self.views == NULL:
-            raise MemoryError()
-
-    cdef bint unused(self) noexcept:
-        if not lr_guard_try_exclusive(self.views):
-            return False
-        lr_guard_end_exclusive(self.views)
-        return True
-
-    def __dealloc__(self):
-        if self.taken != NULL:
-            lr_outputs_free(self.taken)
-        lr_guard_free(self.views)
+_live = weakref.WeakSet()
 
 
-@cython.no_gc_clear
-cdef class OutputView:
-    """Exports rows of an ``Outputs`` through the buffer protocol; every NumPy array made of it keeps it alive."""
+def _stop_all():
+    """Before the interpreter ends: stop what daemon threads still compute, since the native library goes with it."""
+    cdef Context ctx
+    give_up = time.monotonic() + 10
+    for ctx in list(_live):
+        while not lr_guard_try_exclusive(ctx.guard) and time.monotonic() < give_up:
+            lr_abort_request(ctx.abort_state)
+            time.sleep(0.001)
+        # where even that did not end it, leave it be; closed, so that a close() later on finds nothing to do
+        if ctx.ptr != NULL and time.monotonic() < give_up:
+            ctx.reserved = True
+            ctx._end_reserve(True)
 
-    def __getbuffer__(self, Py_buffer *buffer, int flags):
-        buffer.buf = self.data
-        buffer.obj = self
-        buffer.itemsize = sizeof(float)
-        buffer.len = self.shape[0] * self.shape[1] * sizeof(float)
-        buffer.readonly = 0
-        # one row is a vector, several are a matrix
-        buffer.ndim = 1 if self.shape[0] == 1 else 2
-        buffer.format = FLOAT_FORMAT if flags & PyBUF_FORMAT else NULL
-        buffer.shape = (&self.shape[1] if self.shape[0] == 1 else self.shape) if flags & PyBUF_ND else NULL
-        buffer.strides = (&self.strides[1] if self.shape[0] == 1 else self.strides) if flags & PyBUF_STRIDES else NULL
-        buffer.suboffsets = NULL
-        buffer.internal = NULL
 
-    def __dealloc__(self):
-        if self.outputs is not None:
-            lr_guard_end_shared(self.outputs.views)
+atexit.register(_stop_all)
 
 
 cdef int on_poll(void *user_data) noexcept with gil:
@@ -175,6 +108,7 @@ cdef int on_poll(void *user_data) noexcept with gil:
     return 0
 
 
+@cython.no_gc_clear  # a cycle must not take the model away before __dealloc__ has freed the context
 cdef class Context:
     """One compute graph and one KV memory over a model. Wraps ``llama_init_from_model``.
 
@@ -182,7 +116,8 @@ cdef class Context:
     ----------
     n_ctx : cells of KV memory, rounded up to 256 by llama.cpp; None for the length the model was trained with.
     n_batch : most rows of one ``decode``; with causal attention at most ``n_ctx``.
-    n_ubatch : most rows computed at once; larger reads prompts faster and takes more memory.
+    n_ubatch : most rows computed at once; larger reads prompts faster and takes more memory. With ``embeddings`` it is
+        lowered to a multiple of ``n_seq_max``.
     n_seq_max : sequences, 1 to 256; ids go from 0 to ``n_seq_max - 1``.
     n_threads, n_threads_batch : for one row and for many; None for the physical cores this process may use.
     embeddings : produce embeddings; ``pooling`` is ``"none"``, ``"mean"``, ``"cls"``, ``"last"``, ``"rank"`` or None
@@ -193,7 +128,7 @@ cdef class Context:
     swa_full : give sliding-window layers a full-size memory, so that any prefix can be kept.
     kv_unified : one memory that all sequences share, so that a fork copies nothing.
     rope_freq_base, rope_freq_scale : None for the model's own.
-    n_outputs_max : most rows with output in one ``decode``; None for ``n_batch``.
+    n_outputs_max : most rows with output in one ``decode``, at least ``n_seq_max``; None for ``n_batch``.
 
     Raises
     ------
@@ -231,83 +166,73 @@ cdef class Context:
         rope_freq_scale=None,
         n_outputs_max=None,
     ):
-        if self.ptr != NULL:
+        if self.model is not None:
             raise errors.InvalidArgumentError("this Context is made already; make a new one")
         model.check_open()
         if model.vocab_only:
             raise errors.ModelCapabilityError(
                 f"{model.path} was loaded with vocab_only=True: it has no weights to compute with"
             )
-        cdef llama_context_params params = llama_context_default_params()
-        params.n_ctx = model.n_ctx_train if n_ctx is None else check_int("n_ctx", n_ctx, 1, 2**31 - 256)
-        params.n_batch = check_int("n_batch", n_batch, 1, 1 << 24)
-        params.n_ubatch = min(check_int("n_ubatch", n_ubatch, 1, 1 << 24), params.n_batch)
-        params.n_seq_max = check_int("n_seq_max", n_seq_max, 1, <int> llama_max_parallel_sequences())
-        if params.n_seq_max > min(params.n_ctx, params.n_batch):
-            raise errors.InvalidArgumentError(
-                f"n_seq_max={n_seq_max}: it is at most n_ctx ({params.n_ctx}) and n_batch ({params.n_batch})"
-            )
-        cores = usable_physical_cores()
-        params.n_threads = cores if n_threads is None else check_int("n_threads", n_threads, 1, MAX_THREADS)
-        params.n_threads_batch = (
-            params.n_threads if n_threads_batch is None
-            else check_int("n_threads_batch", n_threads_batch, 1, MAX_THREADS)
-        )
-        params.embeddings = check_bool("embeddings", embeddings)
-        params.pooling_type = <llama_pooling_type> one_of("pooling", pooling, POOLING_TYPES)
-        if flash_attn is None:
-            params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_AUTO
-        elif check_bool("flash_attn", flash_attn):
-            params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED
-        else:
-            params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED
-        params.type_k = <ggml_type> one_of("type_k", type_k, KV_TYPES)
-        params.type_v = <ggml_type> one_of("type_v", type_v, KV_TYPES)
-        params.offload_kqv = check_bool("offload_kqv", offload_kqv)
-        params.op_offload = check_bool("op_offload", op_offload)
-        params.swa_full = check_bool("swa_full", swa_full)
-        params.kv_unified = check_bool("kv_unified", kv_unified)
-        params.rope_freq_base = 0 if rope_freq_base is None else check_float("rope_freq_base", rope_freq_base, 1e-6)
-        params.rope_freq_scale = 0 if rope_freq_scale is None else check_float("rope_freq_scale", rope_freq_scale, 1e-6)
-        params.n_outputs_max = (
-            0 if n_outputs_max is None else check_int("n_outputs_max", n_outputs_max, 1, params.n_batch)
-        )
-        params.no_perf = True
-        check_memory(model, params)
-        self._create(model, params)
-        self._settings = {
-            "type_k": type_k, "type_v": type_v, "rope_freq_base": params.rope_freq_base,
-            "rope_freq_scale": params.rope_freq_scale, "swa_full": params.swa_full,
-        }
+        self._create(model, context_params(model, {
+            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max,
+            "n_outputs_max": n_outputs_max, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
+            "embeddings": embeddings, "pooling": pooling, "flash_attn": flash_attn, "type_k": type_k, "type_v": type_v,
+            "offload_kqv": offload_kqv, "op_offload": op_offload, "swa_full": swa_full, "kv_unified": kv_unified,
+            "rope_freq_base": rope_freq_base, "rope_freq_scale": rope_freq_scale,
+        }))
 
     cdef int _create(self, Model model, llama_context_params params) except -1:
         drain_log()
-        cdef llama_context *ptr
+        # exclusive and shared: a model that is being closed waits neither for nor behind a half-made context
+        enter_exclusive(self.guard, "context")
         try:
-            with nogil:
-                ptr = llama_init_from_model(model.ptr, params)
+            enter_shared(model.guard, "model")
+            try:
+                model.check_open()
+                check_memory(model, params)
+                with nogil:
+                    self.ptr = llama_init_from_model(model.ptr, params)
+            finally:
+                lr_guard_end_shared(model.guard)
+            if self.ptr == NULL:
+                lines = drain_log()
+                kind = errors.OutOfMemoryError if "alloc" in "\n".join(lines) else errors.InvalidArgumentError
+                raise kind(f"llama.cpp cannot make a context of n_ctx={params.n_ctx} with {model!r}").with_log(lines)
+            self.note_facts(model, params)
         except (RuntimeError, MemoryError) as error:
             raise native_error(error, "making a context") from None
-        if ptr == NULL:
-            lines = drain_log()
-            kind = errors.OutOfMemoryError if "alloc" in "\n".join(lines) else errors.InvalidArgumentError
-            raise kind(f"llama.cpp cannot make a context of n_ctx={params.n_ctx} with {model!r}").with_log(lines)
-        self.ptr = ptr
+        finally:
+            lr_guard_end_exclusive(self.guard)
+        drain_log()
+        return 0
+
+    cdef int note_facts(self, Model model, llama_context_params params) except -1:
+        """What the context is like, so that most getters need not ask llama.cpp."""
         self.model = model
-        self.mem = llama_get_memory(ptr)
-        self.n_ctx = llama_n_ctx(ptr)
-        self.n_batch = llama_n_batch(ptr)
-        self.n_ubatch = llama_n_ubatch(ptr)
-        self.n_seq_max = llama_n_seq_max(ptr)
+        model._contexts.add(self)
+        _live.add(self)
+        self.mem = llama_get_memory(self.ptr)
+        self.n_ctx = llama_n_ctx(self.ptr)
+        self.n_batch = llama_n_batch(self.ptr)
+        self.n_ubatch = llama_n_ubatch(self.ptr)
+        self.n_seq_max = llama_n_seq_max(self.ptr)
         self.n_vocab = llama_vocab_n_tokens(model.vocab_ptr)
-        self.pooling = llama_get_pooling_type(ptr)
+        self.pooling = llama_get_pooling_type(self.ptr)
         self.embeds = params.embeddings
+        self.unified = params.kv_unified
+        self.n_outputs_max = params.n_outputs_max or self.n_batch
         self.wants_output = <int8_t *> malloc(self.n_batch)
         if self.wants_output == NULL:
             raise MemoryError()
-        lr_abort_attach(self.abort_state, ptr)
-        model._contexts.add(self)
-        drain_log()
+        self._settings = {
+            "type_k": ggml_type_name(params.type_k).decode(),
+            "type_v": ggml_type_name(params.type_v).decode(),
+            "flash_attn": lr_flash_attn(self.ptr),
+            "rope_freq_base": params.rope_freq_base,
+            "rope_freq_scale": params.rope_freq_scale,
+            "swa_full": params.swa_full,
+        }
+        lr_abort_attach(self.abort_state, self.ptr)
         return 0
 
     def __dealloc__(self):
@@ -327,18 +252,30 @@ cdef class Context:
 
         Arrays that ``logits`` returned stay valid. Raises ContextBusyError while another thread is inside.
         """
-        if self.ptr == NULL:
-            return
+        if self.ptr != NULL:
+            self._reserve()
+            self._end_reserve(True)
+
+    def _reserve(self):
+        """Keep every other call out until ``_end_reserve``: a model closes all of its contexts or none."""
         enter_exclusive(self.guard, "context")
+        self.reserved = True
+
+    def _end_reserve(self, for_good):
+        """Let calls in again, and before that free the context where ``for_good`` is true."""
         cdef llama_context *ptr = self.ptr
-        if self.outputs is not None and not self.outputs.unused():
-            self.outputs.taken = lr_outputs_swap(ptr, NULL)
-        self.outputs = self.retired = None
-        self.ptr = NULL
-        self.mem = NULL
-        self.n_outputs = 0
-        with nogil:
-            llama_free(ptr)
+        if not self.reserved:
+            raise errors.InvalidArgumentError("_end_reserve() without _reserve()")
+        self.reserved = False
+        if for_good and ptr != NULL:
+            if self.outputs is not None and not self.outputs.unused():
+                self.outputs.taken = lr_outputs_swap(ptr, NULL)
+            self.outputs = self.retired = None
+            self.ptr = NULL
+            self.mem = NULL
+            self.n_outputs = 0
+            with nogil:
+                llama_free(ptr)
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):
@@ -420,8 +357,9 @@ cdef class Context:
             deadline = llama_time_us() + <int64_t> (check_float("timeout", timeout, 0, 1e9) * 1e6)
         enter_exclusive(batch.guard, "batch")
         try:
-            self.check_batch(batch)
+            self.check_batch(batch, encode)
             self.note_positions(batch, before)
+            batch.check_positions(before)
             self.keep_views()
             self.n_outputs = 0
             lr_abort_arm(self.abort_state, threading.get_ident() == main_thread_ident, deadline)
@@ -433,6 +371,7 @@ cdef class Context:
                     with nogil:
                         code = llama_decode(self.ptr, batch.c)
             except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+                self.interrupt = None
                 if is_abort(str(error)):
                     self.poisoned = str(error)
                 else:
@@ -447,31 +386,28 @@ cdef class Context:
             lr_guard_end_exclusive(batch.guard)
         return 0
 
-    cdef int check_batch(self, Batch batch) except -1:
+    cdef int check_batch(self, Batch batch, bint encode) except -1:
         """Everything that llama.cpp asserts, or silently gets wrong, about a batch."""
-        cdef int i, k, n = batch.c.n_tokens
+        cdef int n = batch.c.n_tokens
         if n == 0:
             raise errors.InvalidArgumentError("the batch is empty: add at least one row")
         if n > self.n_batch:
             raise errors.InvalidArgumentError(
                 f"the batch has {n} rows: this context takes at most n_batch={self.n_batch}"
             )
-        if n > self.n_ubatch and (not llama_get_causal_attn(self.ptr) or (self.embeds and self.pooling > 0)):
+        if n > self.n_ubatch and (
+            encode or not llama_get_causal_attn(self.ptr) or (self.embeds and self.pooling > 0)
+        ):
             raise errors.InvalidArgumentError(
                 f"the batch has {n} rows: a model without causal attention, or with pooled embeddings, computes them "
                 f"at once, at most n_ubatch={self.n_ubatch}"
             )
-        for i in range(n):
-            if batch.c.token[i] >= self.n_vocab:
-                raise errors.IndexOutOfRangeError(
-                    f"row {i} has token {batch.c.token[i]}: the vocabulary has ids from 0 to {self.n_vocab - 1}"
-                )
-            for k in range(batch.c.n_seq_id[i]):
-                if batch.c.seq_id[i][k] >= self.n_seq_max:
-                    raise errors.IndexOutOfRangeError(
-                        f"row {i} has seq_id {batch.c.seq_id[i][k]}: this context has sequences 0 to "
-                        f"{self.n_seq_max - 1} (n_seq_max)"
-                    )
+        outputs = n if self.embeds else batch.n_outputs
+        if outputs > self.n_outputs_max:
+            raise errors.InvalidArgumentError(
+                f"the batch asks for {outputs} rows of output: this context gives n_outputs_max={self.n_outputs_max}"
+            )
+        batch.check_ids(self.n_vocab, self.n_seq_max)
         return 0
 
     cdef void note_positions(self, Batch batch, int32_t *before) noexcept:
@@ -582,6 +518,8 @@ cdef class Context:
     cdef float *logits_row(self, int i) except NULL:
         """The row's logits; the caller is inside."""
         cdef float *row
+        if self.mem == NULL and not llama_model_has_encoder(self.model.ptr):
+            raise errors.ModelCapabilityError(f"{self.model!r} is an encoder: it has embeddings and no logits")
         self.output_index(i)
         with nogil:
             row = llama_get_logits_ith(self.ptr, i)
@@ -712,9 +650,11 @@ cdef class Context:
         """What a saved state depends on, as a dict: metadata and shape of the model, KV types, rope settings."""
         from llama_runner.core import state
 
-        if self._fingerprint is None:
-            self._fingerprint = state.fingerprint(self, self._settings)
-        return self._fingerprint
+        self.enter()
+        try:
+            return state.fingerprint(self)
+        finally:
+            self.leave()
 
     def state_seq_get(self, seq_id):
         """The KV state of a sequence as bytes, in a container of ours with fingerprint and checksum.
@@ -742,33 +682,3 @@ cdef class Context:
             state.set(self, self.check_seq(seq_id), blob)
         finally:
             self.leave()
-
-
-cdef int one_of(str name, value, dict choices) except? -1000:
-    try:
-        return choices[value]
-    except (KeyError, TypeError):
-        raise errors.InvalidArgumentError(
-            f"{name}={value!r}: it is one of {', '.join(str(choice) for choice in choices)}"
-        ) from None
-
-
-cdef int check_memory(Model model, llama_context_params params) except -1:
-    """Refuse a context that cannot fit before the system's out-of-memory killer does."""
-    cdef size_t per_cell = lr_kv_bytes_per_cell(model.ptr, params.type_k, params.type_v)
-    kv = per_cell * <size_t> params.n_ctx
-    if not params.kv_unified:
-        kv = max(kv, per_cell * 256 * params.n_seq_max)
-    masks = 4 * <size_t> params.n_ctx * params.n_ubatch if per_cell else 0
-    from llama_runner.core._native import devices
-
-    # what a GPU can hold need not fit the host
-    free_bytes = available_memory() + sum(d["memory_free"] for d in devices() if d["type"] == "gpu")
-    if kv + masks > free_bytes:
-        raise errors.OutOfMemoryError(
-            f"n_ctx={params.n_ctx} needs about {(kv + masks) / 2**30:.1f} GiB ({kv / 2**30:.1f} GiB of KV memory), and "
-            f"{free_bytes / 2**30:.1f} GiB are free: about "
-            f"n_ctx={int(params.n_ctx * (free_bytes / (kv + masks)) * 0.8)} would fit, "
-            "more with type_k='q8_0', type_v='q8_0'"
-        )
-    return 0

@@ -1,3 +1,5 @@
+from libc.stdint cimport int64_t
+
 from llama_runner.core.context cimport Context
 
 
@@ -7,5 +9,7 @@ cdef class Memory:
 
     cdef int enter(self) except -1
     cdef int check_free(self, int dst, int low, int high) except -1
+    cdef int check_whole(self, int src, int low, int high) except -1
     cdef int need_shift(self) except -1
     cdef bint can_cut(self, int seq, int low, int high) noexcept
+    cdef int check_shift(self, int seq, int low, int high, int64_t delta) except -1

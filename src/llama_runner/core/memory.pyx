@@ -1,6 +1,8 @@
 """``Memory``: the KV operations of a context."""
 
-from libc.stdint cimport INT32_MAX, int32_t
+import cython
+
+from libc.stdint cimport INT32_MAX, INT32_MIN, int32_t, int64_t
 
 from llama_runner._c.llama cimport (
     llama_memory_can_shift,
@@ -23,6 +25,7 @@ from llama_runner import errors
 from llama_runner._check import check_bool, check_int
 
 
+@cython.no_gc_clear
 cdef class Memory:
     """The KV memory of a context; get it as ``context.memory``.
 
@@ -75,8 +78,9 @@ cdef class Memory:
         """Make positions of one sequence belong to another as well. Wraps ``llama_memory_seq_cp``.
 
         In a unified memory this copies no data. Raises InvalidArgumentError when the destination already holds
-        positions in the range, since llama.cpp would count them twice: ``seq_rm`` them first. A recurrent memory copies
-        its whole state whatever the range.
+        positions in the range, since llama.cpp would count them twice: ``seq_rm`` them first. Raises
+        ModelCapabilityError for a part of a sequence where only a whole one can be copied: recurrent and hybrid
+        memories, ``kv_unified=False``.
         """
         cdef int src, dst, low, high
         self.enter()
@@ -87,12 +91,27 @@ cdef class Memory:
             if src == dst:
                 return
             self.check_free(dst, low, high)
+            self.check_whole(src, low, high)
             try:
                 llama_memory_seq_cp(self.context.mem, src, dst, low, high)
             except RuntimeError as error:
                 raise native_error(error, "copying a sequence") from None
         finally:
             self.context.leave()
+
+    cdef int check_whole(self, int src, int low, int high) except -1:
+        cdef const llama_model *model = self.context.model.ptr
+        cdef bint states = llama_model_is_recurrent(model) or llama_model_is_hybrid(model)
+        if self.context.unified and not states:
+            return 0
+        cdef int last = llama_memory_seq_pos_max(self.context.mem, src)
+        if low > 0 and (states or low > llama_memory_seq_pos_min(self.context.mem, src)) or 0 <= high <= last:
+            raise errors.ModelCapabilityError(
+                f"positions {low} to {high} are a part of sequence {src}, and "
+                + ("this model's state" if states else "with kv_unified=False a sequence")
+                + " is copied whole or not at all"
+            )
+        return 0
 
     cdef int check_free(self, int dst, int low, int high) except -1:
         cdef int first = llama_memory_seq_pos_min(self.context.mem, dst)
@@ -117,12 +136,13 @@ cdef class Memory:
         Raises ModelCapabilityError where ``can_shift`` is False. A cell that other sequences share moves for all.
         """
         cdef int shift = check_int("delta", delta, -INT32_MAX, INT32_MAX)
+        cdef int seq, low, high
         self.enter()
         try:
             self.need_shift()
-            llama_memory_seq_add(
-                self.context.mem, self.context.check_seq(seq_id), position("p0", p0), position("p1", p1), shift
-            )
+            seq, low, high = self.context.check_seq(seq_id), position("p0", p0), position("p1", p1)
+            self.check_shift(seq, low, high, shift)
+            llama_memory_seq_add(self.context.mem, seq, low, high, shift)
         finally:
             self.context.leave()
 
@@ -140,6 +160,20 @@ cdef class Memory:
             )
         finally:
             self.context.leave()
+
+    cdef int check_shift(self, int seq, int low, int high, int64_t delta) except -1:
+        """Upstream drops a cell whose position becomes negative, without a word."""
+        # a recurrent state stands for every position up to its last
+        cdef bint states = llama_model_is_recurrent(self.context.model.ptr)
+        cdef int64_t first = max(low, 0 if states else llama_memory_seq_pos_min(self.context.mem, seq))
+        cdef int64_t last = llama_memory_seq_pos_max(self.context.mem, seq)
+        if high >= 0:
+            last = min(last, <int64_t> high - 1)
+        if 0 <= first <= last and (first + delta < 0 or last + delta >= INT32_MAX):
+            raise errors.InvalidArgumentError(
+                f"delta={delta}: it moves positions {first} to {last} of sequence {seq} out of 0 to {INT32_MAX - 1}"
+            )
+        return 0
 
     cdef int need_shift(self) except -1:
         if not llama_memory_can_shift(self.context.mem):
@@ -182,4 +216,4 @@ cdef class Memory:
 
 
 cdef int32_t position(str name, value) except? -2:
-    return check_int(name, value, -1, INT32_MAX)
+    return max(-1, check_int(name, value, INT32_MIN, INT32_MAX))

@@ -47,7 +47,7 @@ from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_free, lr_gu
 from llama_runner.core._native cimport drain_log, enter_exclusive, ensure_runtime
 
 from llama_runner import errors
-from llama_runner._check import check_bool, check_int
+from llama_runner._check import check_bool, check_int, check_name, check_path
 
 cdef dict SPLIT_MODES = {
     "none": <int> LLAMA_SPLIT_MODE_NONE,
@@ -114,11 +114,11 @@ cdef class Model:
         main_gpu=0,
         progress=None,
     ):
-        if self.ptr != NULL:
+        if self.path is not None:
             raise errors.InvalidArgumentError("this Model is loaded already; make a new one")
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = check_path(path)
         self.vocab_only = check_bool("vocab_only", vocab_only)
-        from llama_runner.gguf import read_gguf_header  # not needed to import the package
+        from llama_runner.gguf import read_gguf_header, sample_digest  # not needed to import the package
 
         header = read_gguf_header(self.path)
         if header.vocab_only and not self.vocab_only:
@@ -140,6 +140,7 @@ cdef class Model:
             raise errors.InvalidArgumentError(f"split_mode={split_mode!r}: it is one of {', '.join(SPLIT_MODES)}")
         params.split_mode = <llama_split_mode> <int> SPLIT_MODES[split_mode]
         params.main_gpu = check_int("main_gpu", main_gpu, 0, llama_max_devices() - 1)
+        self.weights_digest = sample_digest(self.path)
         self._load(params, progress)
         self._contexts = weakref.WeakSet()
 
@@ -191,9 +192,19 @@ cdef class Model:
         cdef llama_model *ptr
         if self.ptr == NULL:
             return
-        for context in list(self._contexts):
-            context.close()
         enter_exclusive(self.guard, "model")
+        reserved = []
+        try:
+            for context in list(self._contexts):
+                context._reserve()
+                reserved.append(context)
+        except errors.ContextBusyError:
+            for context in reserved:
+                context._end_reserve(False)
+            lr_guard_end_exclusive(self.guard)
+            raise
+        for context in reserved:
+            context._end_reserve(True)
         ptr = self.ptr
         self.ptr = NULL
         self.vocab_ptr = NULL
@@ -328,7 +339,7 @@ cdef class Model:
 
     def meta(self, key):
         """The metadata value under ``key`` as text, or None. Wraps ``llama_model_meta_val_str``; arrays give None."""
-        cdef bytes c_key = key.encode()
+        cdef bytes c_key = check_name("key", key)
         self.check_open()
         return read_meta(self, c_key, -1, False)
 
@@ -352,7 +363,7 @@ cdef class Model:
         if name is None:
             found = llama_model_chat_template(self.ptr, NULL)
         else:
-            c_name = name.encode()
+            c_name = check_name("name", name)
             found = llama_model_chat_template(self.ptr, c_name)
         return None if found == NULL else found.decode("utf-8", "replace")
 

@@ -2,6 +2,9 @@
 
 import os
 
+import cython
+import numpy as np
+
 from libc.math cimport INFINITY
 from libc.stdint cimport UINT32_MAX, int32_t, int64_t, uint32_t
 from libc.stdlib cimport free, malloc
@@ -37,17 +40,21 @@ from llama_runner._c.llama cimport (
     llama_token_data,
     llama_token_data_array,
 )
-from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_free, lr_guard_new
-from llama_runner.core._native cimport drain_log, ensure_runtime, enter_exclusive
+from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_end_shared, lr_guard_free, lr_guard_new
+from llama_runner.core._native cimport drain_log, ensure_runtime, enter_exclusive, enter_shared
 from llama_runner.core.context cimport Context
 from llama_runner.core.vocab cimport Vocab
 
 from llama_runner import errors
 from llama_runner._check import check_float, check_int, check_text
+from llama_runner._syntax import check_grammar
 
 cdef float FLOAT_MAX = 3.0e38
+# what Cython makes of the C++ exceptions that samplers throw
+cdef tuple NATIVE_ERRORS = (RuntimeError, IndexError, ValueError, MemoryError)
 
 
+@cython.no_gc_clear
 cdef class SamplerChain:
     """A chain of samplers that it owns. Wraps ``llama_sampler_chain_init``; each link's method returns the chain.
 
@@ -83,14 +90,32 @@ cdef class SamplerChain:
         return f"<SamplerChain {' '.join(self.links) or 'empty'}>"
 
     cdef int enter(self) except -1:
+        """Keep other threads out of the chain, and the models that its grammars point into from being closed."""
+        cdef int i = 0
+        cdef Vocab vocab
         enter_exclusive(self.guard, "sampler chain")
-        if self.ptr == NULL:  # a subclass that did not call __init__
-            lr_guard_end_exclusive(self.guard)
-            raise errors.InvalidArgumentError("this SamplerChain was never made: call SamplerChain.__init__")
-        if self.broken is not None:
-            lr_guard_end_exclusive(self.guard)
-            raise errors.SamplingError(f"this chain cannot go on; reset() it: {self.broken}")
+        try:
+            if self.ptr == NULL:  # a subclass that did not call __init__
+                raise errors.InvalidArgumentError("this SamplerChain was never made: call SamplerChain.__init__")
+            if self.broken is not None:
+                raise errors.SamplingError(f"this chain cannot go on; reset() it: {self.broken}")
+            for i in range(len(self.held)):
+                vocab = self.held[i]
+                enter_shared(vocab.model.guard, "model")
+                self.inside += 1
+                vocab.model.check_open()
+        except errors.LlamaRunnerError:
+            self.leave()
+            raise
         return 0
+
+    cdef void leave(self) noexcept:
+        cdef Vocab vocab
+        while self.inside > 0:
+            self.inside -= 1
+            vocab = self.held[self.inside]
+            lr_guard_end_shared(vocab.model.guard)
+        lr_guard_end_exclusive(self.guard)
 
     cdef object push(self, llama_sampler *link, str name, bint selects):
         if link == NULL:
@@ -102,8 +127,8 @@ cdef class SamplerChain:
             raise
         llama_sampler_chain_add(self.ptr, link)
         self.links.append(name)
-        self.selects += selects
-        lr_guard_end_exclusive(self.guard)
+        self.selects = selects
+        self.leave()
         return self
 
     # --- links that select a token
@@ -182,7 +207,11 @@ cdef class SamplerChain:
 
         Wraps ``llama_sampler_init_logit_bias``.
         """
-        pairs = [(vocab.check_token(token), check_bias(token, value)) for token, value in dict(bias).items()]
+        try:
+            bias = dict(bias)
+        except (TypeError, ValueError):
+            raise errors.ArgumentTypeError(f"bias maps token ids to floats; it is no {type(bias).__name__}") from None
+        pairs = [(vocab.check_token(token), check_bias(token, value)) for token, value in bias.items()]
         cdef int32_t n = <int32_t> len(pairs), i
         cdef llama_logit_bias *c_pairs = <llama_logit_bias *> malloc((n + 1) * sizeof(llama_logit_bias))
         if c_pairs == NULL:
@@ -201,14 +230,18 @@ cdef class SamplerChain:
         """
         cdef bytes text = check_text("grammar", grammar), start = check_text("root", root)
         cdef llama_sampler *link = NULL
-        if not text.strip():
-            raise errors.InvalidArgumentError("grammar is empty: write at least a rule named root")
-        vocab.check_open()
+        check_grammar(text)
         drain_log()
+        enter_shared(vocab.model.guard, "model")
         try:
+            vocab.check_open()
             link = llama_sampler_init_grammar(vocab.model.vocab_ptr, text, start)
-        except RuntimeError as error:
+        except NATIVE_ERRORS as error:
+            if isinstance(error, errors.LlamaRunnerError):
+                raise
             raise errors.InvalidArgumentError(f"the grammar is refused: {error}").with_log(drain_log()) from None
+        finally:
+            lr_guard_end_shared(vocab.model.guard)
         if link == NULL:
             raise errors.InvalidArgumentError(
                 f"the grammar cannot be parsed, or has no rule {root!r}"
@@ -223,8 +256,9 @@ cdef class SamplerChain:
         """Apply the chain to a row of logits; the caller is inside. The token is not accepted yet."""
         cdef llama_token_data_array array
         cdef llama_token i
-        if self.selects == 0:
-            raise errors.InvalidArgumentError(f"{self!r} selects no token: end it with greedy() or dist()")
+        cdef bint nan = False
+        if not self.selects:
+            raise errors.InvalidArgumentError(f"the last link of {self!r} selects nothing: end with greedy() or dist()")
         if self.n_candidates != n_vocab:
             free(self.candidates)
             self.n_candidates = 0
@@ -238,14 +272,18 @@ cdef class SamplerChain:
                     self.candidates[i].id = i
                     self.candidates[i].logit = logits[i]
                     self.candidates[i].p = 0
+                    nan |= logits[i] != logits[i]
                 array.data = self.candidates
                 array.size = n_vocab
                 array.selected = -1
                 array.sorted = False
-                llama_sampler_apply(self.ptr, &array)
-        except RuntimeError as error:
-            self.broken = str(error)
+                if not nan:
+                    llama_sampler_apply(self.ptr, &array)
+        except NATIVE_ERRORS as error:
+            self.broken = str(error) or type(error).__name__
             raise errors.SamplingError(f"a sampler failed: {error}").with_log(drain_log()) from None
+        if nan:
+            raise errors.SamplingError("the logits have NaN among them: no token is more likely than another")
         if array.selected < 0 or array.selected >= <int64_t> array.size:
             raise errors.SamplingError(f"{self!r} left no token to select")
         # `dist` takes the last candidate when every one is ruled out; that is no choice
@@ -257,8 +295,8 @@ cdef class SamplerChain:
         try:
             with nogil:
                 llama_sampler_accept(self.ptr, token)
-        except RuntimeError as error:
-            self.broken = str(error)
+        except NATIVE_ERRORS as error:
+            self.broken = str(error) or type(error).__name__
             raise errors.SamplingError(f"a sampler refused token {token}: {error}").with_log(drain_log()) from None
         return 0
 
@@ -279,7 +317,7 @@ cdef class SamplerChain:
             self.accept_token(token)
             return token
         finally:
-            lr_guard_end_exclusive(self.guard)
+            self.leave()
 
     def apply(self, logits):
         """Select a token from a float32 array of logits, shape (n_vocab,), without accepting it.
@@ -287,19 +325,17 @@ cdef class SamplerChain:
         Wraps ``llama_sampler_apply``; errors as for ``sample``.
         """
         cdef const float[::1] view
-        try:
-            view = logits
-        except (TypeError, ValueError) as error:
-            raise errors.ArgumentTypeError(
-                f"logits is a contiguous float32 array of shape (n_vocab,): {error}"
-            ) from None
-        if len(view) == 0:
+        if not (isinstance(logits, np.ndarray) and logits.dtype == np.float32 and logits.ndim == 1
+                and logits.flags.c_contiguous):
+            raise errors.ArgumentTypeError("logits is a contiguous float32 array of shape (n_vocab,)")
+        if len(logits) == 0:
             raise errors.InvalidArgumentError("logits is empty")
+        view = logits
         self.enter()
         try:
             return self.pick(&view[0], <int> len(view))
         finally:
-            lr_guard_end_exclusive(self.guard)
+            self.leave()
 
     def accept(self, token):
         """Tell the links that a token was taken (for penalties and grammars). Wraps ``llama_sampler_accept``."""
@@ -308,16 +344,20 @@ cdef class SamplerChain:
         try:
             self.accept_token(c_token)
         finally:
-            lr_guard_end_exclusive(self.guard)
+            self.leave()
 
     def reset(self):
         """Back to the state before the first token. Wraps ``llama_sampler_reset``."""
-        self.broken = None
-        self.enter()
+        broken, self.broken = self.broken, None
+        try:
+            self.enter()
+        except errors.LlamaRunnerError:
+            self.broken = broken
+            raise
         try:
             llama_sampler_reset(self.ptr)
         finally:
-            lr_guard_end_exclusive(self.guard)
+            self.leave()
 
     def clone(self):
         """A chain of its own in the same state, random state included. Wraps ``llama_sampler_clone``."""
@@ -326,7 +366,7 @@ cdef class SamplerChain:
         try:
             copy.ptr = llama_sampler_clone(self.ptr)
         finally:
-            lr_guard_end_exclusive(self.guard)
+            self.leave()
         copy.links = list(self.links)
         copy.held = list(self.held)
         copy.selects = self.selects
@@ -337,7 +377,7 @@ cdef class SamplerChain:
         """The seed of the last link that has one, or None. Wraps ``llama_sampler_get_seed``."""
         self.enter()
         cdef uint32_t seed = llama_sampler_get_seed(self.ptr)
-        lr_guard_end_exclusive(self.guard)
+        self.leave()
         return None if seed == LLAMA_DEFAULT_SEED else seed
 
 
@@ -352,7 +392,7 @@ cdef size_t check_keep(min_keep) except? 0:
     return check_int("min_keep", min_keep, 1, 1 << 24)
 
 
-def check_bias(token, value):
-    if value == -INFINITY:
+cdef object check_bias(token, value):
+    if isinstance(value, float) and value == -INFINITY:
         return value
     return check_float(f"bias[{token}]", value, -FLOAT_MAX, FLOAT_MAX)

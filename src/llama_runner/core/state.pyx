@@ -19,10 +19,21 @@ from llama_runner import errors
 from llama_runner._container import pack, unpack
 
 
-def fingerprint(Context ctx not None, dict settings):
-    """What a saved state depends on: the model's metadata and shape, the KV types and the rope settings."""
+def fingerprint(Context ctx not None):
+    """What a saved state depends on: the model's metadata, weights and shape, KV types and layout, rope settings.
+
+    The caller is inside ``ctx``. A new dict each time.
+    """
+    if ctx._fingerprint is None:
+        ctx._fingerprint = {**model_fingerprint(ctx), **ctx._settings}
+    return dict(ctx._fingerprint)
+
+
+cdef dict model_fingerprint(Context ctx):
     meta = hashlib.blake2b(repr(sorted(ctx.model.metadata.items())).encode(), digest_size=16).hexdigest()
-    return {"metadata": meta, "n_params": ctx.model.n_params, "size": ctx.model.size, **settings}
+    return {
+        "metadata": meta, "weights": ctx.model.weights_digest, "n_params": ctx.model.n_params, "size": ctx.model.size,
+    }
 
 
 def get(Context ctx not None, int seq):
@@ -45,15 +56,19 @@ def get(Context ctx not None, int seq):
         raise native_error(problem, "saving a sequence") from None
     if written != size:
         raise errors.StateError(f"llama.cpp wrote {written} of {size} bytes of state").with_log(drain_log())
-    return pack(ctx.fingerprint, payload)
+    return pack(fingerprint(ctx), payload)
 
 
 def set(Context ctx not None, int seq, blob):
     """Restore a container made by ``get`` into sequence ``seq``; the caller is inside ``ctx``."""
     need_memory(ctx)
-    payload = unpack(ctx.fingerprint, blob)
+    payload = unpack(fingerprint(ctx), blob)
     cdef const unsigned char[::1] view = payload
     cdef size_t size = len(payload), used
+    if size == 0:
+        raise errors.StateError("the state is empty: not even that of an empty sequence is")
+    # upstream leaves the sequence as it is when the saved one is empty
+    llama_memory_seq_rm(ctx.mem, seq, -1, -1)
     try:
         with nogil:
             used = llama_state_seq_set_data(ctx.ptr, <const uint8_t *> &view[0], size, seq)

@@ -1,5 +1,6 @@
 """``Vocab``: text to tokens and back."""
 
+import cython
 import numpy as np
 
 from libc.stdint cimport INT32_MAX, INT32_MIN, int32_t
@@ -35,11 +36,12 @@ from llama_runner.core._native cimport enter_shared
 from llama_runner.core.model cimport Model
 
 from llama_runner import errors
-from llama_runner._check import check_int, check_text
+from llama_runner._check import check_bool, check_int, check_text
 
 cdef list TYPES = ["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
 
 
+@cython.no_gc_clear
 cdef class Vocab:
     """The vocabulary of a model; get it as ``model.vocab``. Any number of threads may use it at once."""
 
@@ -52,7 +54,7 @@ cdef class Vocab:
         return self.n_tokens
 
     def __repr__(self):
-        if self.model.ptr == NULL:
+        if self.model is None or self.model.ptr == NULL:
             return "<Vocab of a closed Model>"
         return f"<Vocab {self.type} {self.n_tokens} tokens>"
 
@@ -83,7 +85,7 @@ cdef class Vocab:
         cdef const char *c_text = data
         cdef int32_t length = <int32_t> len(data), found
         cdef int32_t room = length + 8
-        cdef bint special = bool(add_special), parse = bool(parse_special)
+        cdef bint special = check_bool("add_special", add_special), parse = check_bool("parse_special", parse_special)
         cdef int32_t[::1] view
         self.check_open()
         while True:
@@ -113,7 +115,8 @@ cdef class Vocab:
         cdef const int32_t[::1] view = ids
         cdef int32_t count = <int32_t> len(ids), found
         cdef int32_t room = count * 8 + 64
-        cdef bint remove = bool(remove_special), unparse = bool(unparse_special)
+        cdef bint remove = check_bool("remove_special", remove_special)
+        cdef bint unparse = check_bool("unparse_special", unparse_special)
         cdef char[::1] out
         self.check_open()
         if count == 0:
@@ -141,8 +144,10 @@ cdef class Vocab:
         ``special`` writes special tokens as text instead of nothing; up to ``lstrip`` leading spaces are left out.
         """
         cdef llama_token checked = self.check_token(token)
+        cdef int strip = check_int("lstrip", lstrip, 0, INT32_MAX)
+        cdef bint with_special = check_bool("special", special)
         self.check_open()
-        return self.piece(checked, check_int("lstrip", lstrip, 0, 2**31 - 1), bool(special))
+        return self.piece(checked, strip, with_special)
 
     cdef bytes piece(self, llama_token token, int lstrip, bint special):
         """``token_to_piece`` for a checked id of an open model."""

@@ -73,6 +73,9 @@ LR_API void                  lr_outputs_free(ggml_backend_buffer_t buffer);
 // Returns 0, or -1 with *error set.
 LR_API int lr_memory_flush(struct llama_context * ctx, char ** error);
 
+// Whether flash attention is in use, AUTO resolved: it lays the cached values out differently.
+LR_API bool lr_flash_attn(const struct llama_context * ctx);
+
 // Bytes of model, KV memory and compute buffers that a context occupies, over all devices.
 LR_API void lr_memory_breakdown(const struct llama_context * ctx, size_t * model, size_t * context, size_t * compute);
 

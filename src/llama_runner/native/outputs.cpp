@@ -1,6 +1,7 @@
 #include "llama_runner.h"
 
 #include "llama-context.h"
+#include "llama-cparams.h"
 #include "llama-hparams.h"
 #include "llama-model.h"
 #include "shared.h"
@@ -43,6 +44,10 @@ int lr_memory_flush(llama_context * ctx, char ** error) {
         *error = lr_copy_string(e.what());
         return -1;
     }
+}
+
+bool lr_flash_attn(const llama_context * ctx) {
+    return ctx->get_cparams().flash_attn;
 }
 
 void lr_memory_breakdown(const llama_context * ctx, size_t * model, size_t * context, size_t * compute) {

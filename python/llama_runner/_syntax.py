@@ -1,0 +1,68 @@
+"""Bounds on grammars and templates that llama.cpp parses by recursion: beyond them its stack would overflow."""
+
+from __future__ import annotations
+
+import re
+
+from llama_runner.errors import InvalidArgumentError
+
+__all__ = ["check_grammar", "check_template"]
+
+MAX_DEPTH = 200
+MAX_RULES = 10_000
+MAX_TEMPLATE = 128 * 1024
+
+# what is no structure: literals, character classes, comments
+_GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
+_REPEAT = re.compile(rb"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
+_TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+_BLOCK = re.compile(rb"\{%[-+]?\s*(end)?(?:if|for|macro|call|filter|generation)\b")
+
+
+def check_grammar(text: bytes) -> None:
+    """Refuse a GBNF grammar that is empty, nested or chained too deeply, or repeats backwards."""
+    if not text.strip():
+        raise InvalidArgumentError("grammar is empty: write at least a rule named root")
+    structure = _GRAMMAR_TEXT.sub(b"", text)
+    depth = deepest(structure, b"(", b")")
+    if depth > MAX_DEPTH:
+        raise InvalidArgumentError(f"the grammar nests {depth} parentheses: at most {MAX_DEPTH}")
+    rules = structure.count(b"::=")
+    if rules > MAX_RULES:
+        raise InvalidArgumentError(f"the grammar has {rules} rules: at most {MAX_RULES}")
+    for low, high in _REPEAT.findall(structure):
+        if int(low[:30]) > int(high[:30]):
+            raise InvalidArgumentError(
+                f"the grammar repeats {{{low.decode()},{high.decode()}}}: the first is the smaller"
+            )
+
+
+def check_template(text: bytes) -> None:
+    """Refuse a Jinja template that is empty, longer than 128 KiB, or nested too deeply."""
+    if not text:
+        raise InvalidArgumentError("source is empty: pass a Jinja template, or None for the model's own")
+    if len(text) > MAX_TEMPLATE:
+        raise InvalidArgumentError(f"the template has {len(text)} bytes: at most {MAX_TEMPLATE}")
+    structure = _TEMPLATE_TEXT.sub(b"", text)
+    depth = max(deepest(structure, b"([", b")]"), deepest_block(structure))
+    if depth > MAX_DEPTH:
+        raise InvalidArgumentError(f"the template nests {depth} levels: at most {MAX_DEPTH}")
+
+
+def deepest(text: bytes, opening: bytes, closing: bytes) -> int:
+    depth = most = 0
+    for byte in re.findall(rb"[()\[\]]", text):
+        if byte in opening:
+            depth += 1
+            most = max(most, depth)
+        elif byte in closing:
+            depth -= 1
+    return most
+
+
+def deepest_block(text: bytes) -> int:
+    depth = most = 0
+    for match in _BLOCK.finditer(text):
+        depth += -1 if match.group(1) else 1
+        most = max(most, depth)
+    return most
