@@ -1,1 +1,1 @@
-"""Compiled; nothing in it is for Python."""
+# compiled; nothing in it is for Python
