@@ -1,7 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``ChatTemplate``. Heavy calls
-release the GIL. Importing this loads the native library but no backend; the first model does.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``.
+Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
 import os
@@ -29,6 +29,7 @@ from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.sampler import SamplerChain
+from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Memory",
     "Model",
     "SamplerChain",
+    "Stepper",
     "Vocab",
     "build_facts",
     "devices",

@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner.core import Batch, Context, SamplerChain, Vocab
+from llama_runner.core import Batch, Context, SamplerChain, Stepper, Vocab
 from llama_runner.engine.slots import Slot, Slots
 from llama_runner.errors import ContextOverflowError, DecodeAbortedError, NoSlotError
 from llama_runner.params import GenerationParams
@@ -20,6 +21,7 @@ from llama_runner.streaming import TextAssembler
 __all__ = ["Generation", "sampler_chain"]
 
 PrefillProgress = Callable[[int, int], object]
+_TIMED_OUT = object()
 
 
 class Generation:
@@ -59,9 +61,8 @@ class Generation:
         self.cached_tokens = 0
         self.prompt_tokens = 0
         self.limit = 0  # most tokens to generate
-        self._chain: SamplerChain | None = None
-        self._row = -1
-        self._pending: int | None = None  # sampled, not yet decoded
+        self._stepper: Stepper | None = None
+        self._pending: tuple[int, bytes, bool] | None = None  # sampled, not yet decoded: token, piece, is EOG
         self._started = time.perf_counter()
         self._prefilled = self._first = self._ended = 0.0
         self._deadline = None if params.timeout is None else self._started + params.timeout
@@ -78,7 +79,8 @@ class Generation:
                 n,
                 n_ctx,
             )
-        self._chain = sampler_chain(self.params, self.vocab, self.seed, prompt)
+        chain = sampler_chain(self.params, self.vocab, self.seed, prompt)
+        self._stepper = Stepper(self.context, chain, self.vocab, self.slot.seq_id)
         with self.lock:
             # the last token is always computed: its logits are where generation starts
             keep = self.slot.truncate(min(self.slot.common_prefix(prompt), n - 1))
@@ -111,47 +113,46 @@ class Generation:
 
     def _decode(self, tokens: npt.NDArray[np.int32], pos: int) -> bool:
         """Decode a run of tokens at ``pos`` and note it down; False when the time is over."""
+        assert self._stepper is not None
         with self.lock:
             self.batch.clear()
-            self._row = self.batch.add_sequence(tokens, pos=pos, seq_id=self.slot.seq_id)
-            if not self._timed_decode():
+            row = self.batch.add_sequence(tokens, pos=pos, seq_id=self.slot.seq_id)
+            if self._within_time(self.context.decode, self.batch) is _TIMED_OUT:
                 return False
             self.slot.tokens.extend(tokens.tolist())
             if pos + len(tokens) == self.prompt_tokens:
-                self._pending = self._sample()
+                self._take(self._stepper.select(row))
         return True
 
-    def _timed_decode(self) -> bool:
-        timeout = None
-        if self._deadline is not None:
-            timeout = self._deadline - time.perf_counter()
-            if timeout <= 0:
-                self._finish("timeout")
-                return False
+    def _within_time(self, call: Callable[..., Any], *args: Any) -> Any:
+        """The result of a call that decodes, or ``_TIMED_OUT`` when the generation's time is over."""
+        if self._deadline is None:
+            return call(*args)
+        left = self._deadline - time.perf_counter()
         try:
-            self.context.decode(self.batch, timeout=timeout)
+            if left > 0:
+                return call(*args, timeout=left)
         except DecodeAbortedError:
-            if timeout is None or time.perf_counter() < self._deadline:  # type: ignore[operator]
+            if time.perf_counter() < self._deadline:
                 raise
-            self._finish("timeout")
-            return False
-        return True
+        self._finish("timeout")
+        return _TIMED_OUT
 
     # --- one token a step
 
     def step(self) -> Chunk:
         """Take the sampled token, emit its text, and sample the next one. Call until ``finish_reason`` is set."""
-        token = self._pending
-        if token is None or self.finish_reason is not None:
+        if self._pending is None or self.finish_reason is not None:
             return self._last_chunk()
+        token, piece, ends = self._pending
         self._pending = None
         if not self.tokens:
             self._first = time.perf_counter()
         self.tokens.append(token)
-        if self.vocab.is_eog(token) and not self.params.ignore_eos:
+        if ends and not self.params.ignore_eos:
             self._finish("eos")
             return self._last_chunk(token)
-        text = self.assembler.push(self.vocab.token_to_piece(token))
+        text = self.assembler.push(piece)
         if self.assembler.stopped is not None:
             self._finish("stop")
         elif len(self.tokens) >= self.limit:
@@ -161,45 +162,40 @@ class Generation:
         if self.finish_reason is not None:
             return self._last_chunk(token, text)
         self.pieces.append(text)
-        return Chunk(text, (token,), self._new_logprobs(len(self.tokens) - 1))
+        return Chunk(
+            text, (token,), None if self.logprobs is None else (self.logprobs[len(self.tokens) - 1],)
+        )
 
     def _advance(self, token: int) -> None:
         """Decode ``token`` and sample the one after it."""
+        assert self._stepper is not None
         slot = self.slot
         with self.lock:
-            self.batch.clear()
-            self._row = self.batch.add(token, len(slot.tokens), slot.seq_id, True)
             try:
-                decoded = self._timed_decode()
+                following = self._within_time(self._stepper.advance, token, len(slot.tokens))
             except NoSlotError:
                 # another generation took the cells meanwhile
                 self._reserve(1)
-                decoded = self._timed_decode()
-            if decoded:
+                following = self._within_time(self._stepper.advance, token, len(slot.tokens))
+            if following is not _TIMED_OUT:
                 slot.tokens.append(token)
-                self._pending = self._sample()
+                self._take(following)
 
-    def _sample(self) -> int:
-        """Sample from the row just decoded; the caller holds the lock, so the logits are ours."""
-        assert self._chain is not None
-        token: int = self._chain.sample(self.context, self._row)
+    def _take(self, following: tuple[int, bytes, bool]) -> None:
+        """Keep what was sampled for the next step; the caller holds the lock, so the logits are still ours."""
+        self._pending = following
         if self.logprobs is not None:
-            self.logprobs.append(self._logprob(token))
-        return token
+            self.logprobs.append(self._logprob(following[0], following[1]))
 
-    def _logprob(self, token: int) -> TokenLogprob:
-        row = self.context.logits(self._row).astype(np.float64)
+    def _logprob(self, token: int, piece: bytes) -> TokenLogprob:
+        row = self.context.logits(-1).astype(np.float64)
         row -= row.max()
         row -= np.log(np.exp(row).sum())
         top: tuple[tuple[int, float], ...] = ()
         if self.params.logprobs:
             best = np.argpartition(row, -self.params.logprobs)[-self.params.logprobs :]
             top = tuple((int(i), float(row[i])) for i in best[np.argsort(-row[best], kind="stable")])
-        piece = self.vocab.token_to_piece(token)
         return TokenLogprob(token, piece.decode(errors="replace"), piece, float(row[token]), top)
-
-    def _new_logprobs(self, index: int) -> tuple[TokenLogprob, ...] | None:
-        return None if self.logprobs is None else (self.logprobs[index],)
 
     # --- the end
 
@@ -218,7 +214,7 @@ class Generation:
         if self.assembler.stopped is not None:
             self.finish_reason = "stop"  # a stop string that only the end of the text made certain
         self.pieces.append(text)
-        logprobs = None if token is None else self._new_logprobs(len(self.tokens) - 1)
+        logprobs = None if token is None or self.logprobs is None else (self.logprobs[len(self.tokens) - 1],)
         return Chunk(text, () if token is None else (token,), logprobs, self.finish_reason)
 
     def completion(self) -> Completion:

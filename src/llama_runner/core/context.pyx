@@ -8,6 +8,7 @@ import weakref
 import cython
 import numpy as np
 
+from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -73,7 +74,7 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
 cdef int MAX_SEQ = 256  # LLAMA_MAX_SEQ
-cdef object main_thread_ident = threading.main_thread().ident
+cdef unsigned long main_thread_ident = threading.main_thread().ident
 Memory = None  # core.memory.Memory, once it is first asked for
 
 
@@ -362,7 +363,7 @@ cdef class Context:
             batch.check_positions(before)
             self.keep_views()
             self.n_outputs = 0
-            lr_abort_arm(self.abort_state, threading.get_ident() == main_thread_ident, deadline)
+            lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
             try:
                 if encode:
                     with nogil:
