@@ -3,8 +3,12 @@
 
 set(GGML_BUILD_COMMIT "${LLAMA_CPP_COMMIT}")
 set(LLAMA_BUILD_COMMIT "${LLAMA_CPP_COMMIT}")
-string(REGEX REPLACE "^b" "" LLAMA_BUILD_NUMBER "${LLAMA_CPP_RELEASE}")
+set(LLAMA_BUILD_NUMBER 0)
+if(LLAMA_CPP_RELEASE MATCHES "^b([0-9]+)$")
+  set(LLAMA_BUILD_NUMBER "${CMAKE_MATCH_1}")
+endif()
 set(GGML_BUILD_NUMBER "${LLAMA_BUILD_NUMBER}")
+set(GIT_EXE OFF)  # ggml would ask git, and take our commit for its own
 
 set(GGML_CCACHE OFF)  # a compiler launcher is the caller's choice
 set(GGML_LLAMAFILE_DEFAULT ON)
