@@ -115,6 +115,25 @@ def test_stateful_is_unchanged_by_an_error(runner):
     assert_account_is_true(runner)
 
 
+def test_stateful_takes_one_turn_at_a_time(runner):
+    began, results = threading.Event(), []
+
+    def first() -> None:
+        results.append(runner.generate_stateful("Count: 1, 2, 3,", 200, temperature=0, ignore_eos=True))
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    while thread.is_alive() and not runner._slots.all[0].busy:
+        began.wait(0.001)
+    with pytest.raises(ContextBusyError, match="one turn"):
+        runner.generate_stateful("meanwhile", 4)
+    runner.clear_context()  # leaves a turn under way alone
+    thread.join()
+    assert results[0]
+    assert len(runner._conversation) > 200
+    assert_account_is_true(runner)
+
+
 def test_stream_is_the_completion(runner):
     stream = runner.stream("A poem about 雪 and ❄:", max_tokens=40, seed=3)
     chunks = list(stream)

@@ -17,6 +17,7 @@ from llama_runner.core.vocab import as_tokens
 from llama_runner.engine import Generation, Slot, Slots
 from llama_runner.errors import (
     ClosedError,
+    ContextBusyError,
     InvalidArgumentError,
     ModelCapabilityError,
     unknown_name,
@@ -186,6 +187,7 @@ class LlamaRunner:
         self._conversation: list[int] = []
         self._template: ChatTemplate | None = None
         self._lock = threading.RLock()
+        self._turn = threading.Lock()
         self._closed = False
 
     # --- generating
@@ -232,21 +234,28 @@ class LlamaRunner:
         """The text that follows all earlier stateful prompts and answers, and now ``prompt``.
 
         The conversation lives in the KV cache: only what is new is computed. ``clear_context()`` forgets it. After an
-        error, ContextOverflowError included, it is as it was before the call.
+        error, ContextOverflowError included, it is as it was before the call. A second thread gets ContextBusyError.
         """
         params = kwargs.pop("params", None)
         settings = GenerationParams.from_kwargs(
             params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()"
         )
-        new = self._tokens(prompt, add_special=not self._conversation)
-        with self._lock:
-            self._check_open()
-            slot = self._slots.take(self._slots.all[STATEFUL])
+        # one turn at a time, from reading the conversation to adding to it
+        if not self._turn.acquire(blocking=False):
+            raise ContextBusyError(
+                "another thread is in generate_stateful(): the conversation takes one turn at a time"
+            )
+        try:
+            new = self._tokens(prompt, add_special=not self._conversation)
             tokens = np.concatenate([np.asarray(self._conversation, dtype=np.int32), new])
-        stream = self._start(slot, tokens, settings, None)
-        completion = exhaust(stream)
-        self._conversation = [*tokens.tolist(), *completion.tokens.tolist()]
-        return completion.text
+            with self._lock:
+                self._check_open()
+                slot = self._slots.take(self._slots.all[STATEFUL])
+            completion = exhaust(self._start(slot, tokens, settings, None))
+            self._conversation = [*tokens.tolist(), *completion.tokens.tolist()]
+            return completion.text
+        finally:
+            self._turn.release()
 
     def _start(
         self,
@@ -325,7 +334,7 @@ class LlamaRunner:
         """Forget the conversation of ``generate_stateful`` and every cached prompt; streams under way go on."""
         with self._lock:
             self._check_open()
-            if not self._slots.all[STATEFUL].busy:
+            if not self._turn.locked():
                 self._conversation = []
             for slot in self._slots.all:
                 if not slot.busy:

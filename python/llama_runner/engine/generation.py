@@ -80,8 +80,8 @@ class Generation:
                 n_ctx,
             )
         chain = sampler_chain(self.params, self.vocab, self.seed, prompt)
-        self._stepper = Stepper(self.context, chain, self.vocab, self.slot.seq_id)
         with self.lock:
+            self._stepper = Stepper(self.context, chain, self.vocab, self.slot.seq_id)
             # the last token is always computed: its logits are where generation starts
             keep = self.slot.truncate(min(self.slot.common_prefix(prompt), n - 1))
             self.prompt_tokens, self.cached_tokens = n, keep

@@ -51,9 +51,13 @@ class Slot:
 
     def release(self) -> None:
         """Give the slot back, with nothing in the cache that ``tokens`` does not account for."""
-        if not self.context.closed:
-            self.truncate(len(self.tokens))
-        self.busy = False
+        try:
+            if not self.context.closed:
+                self.truncate(len(self.tokens))
+        except ContextBusyError:
+            pass  # a stream that was collected in the middle of a decode: whoever takes the slot next mends it
+        finally:
+            self.busy = False
 
 
 class Slots:
