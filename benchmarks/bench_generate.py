@@ -67,7 +67,7 @@ def gaps(runner: LlamaRunner) -> list[float]:
     """Microseconds from the end of each native call of a stream to the start of the next: all that Python does."""
     runner.clear_context()
     stream = runner.stream("A", max_tokens=N_GEN, temperature=0.8, ignore_eos=True, seed=1)
-    advance = stream._generation._stepper.advance
+    advance = stream._generation._following
     times: list[float] = []
 
     def timed(token: int, pos: int) -> tuple[int, bytes, bool]:
@@ -76,7 +76,7 @@ def gaps(runner: LlamaRunner) -> list[float]:
         times.append(time.perf_counter())
         return following
 
-    stream._generation._stepper = type("Timed", (), {"advance": staticmethod(timed)})()
+    stream._generation._following = timed
     for _ in stream:
         pass
     return [(start - end) * 1e6 for end, start in zip(times[1::2], times[2::2], strict=False)]

@@ -23,7 +23,7 @@ class TextAssembler:
     ``"\\n"`` and ``"\\n\\n"``, only what follows a line break tells which of them it is.
     """
 
-    __slots__ = ("_automaton", "_best", "_best_start", "_consumed", "_node", "_stopped", "_tail")
+    __slots__ = ("_automaton", "_best", "_best_start", "_consumed", "_node", "_tail", "stopped")
 
     def __init__(self, stop: str | Sequence[str] = ()) -> None:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -33,12 +33,7 @@ class TextAssembler:
         self._consumed = 0  # length of that text
         self._best: str | None = None  # a stop string that is complete but could still be outdone
         self._best_start = 0
-        self._stopped: str | None = None
-
-    @property
-    def stopped(self) -> str | None:
-        """The stop string that ended the text, or ``None`` as long as none did."""
-        return self._stopped
+        self.stopped: str | None = None  # the stop string that ended the text, as soon as one did
 
     def push(self, piece: bytes) -> str:
         """Take the next bytes; return the text that is certain now. After a stop that is nothing."""
@@ -58,11 +53,11 @@ class TextAssembler:
         if self._automaton is None:
             return text
         emitted = self._scan(self._automaton, text)
-        if self._stopped is not None:
+        if self.stopped is not None:
             return emitted
         count = self._automaton.held_length[self._node]
         if self._best is not None:
-            self._stopped = self._best
+            self.stopped = self._best
             count -= self._consumed - self._best_start
         held = self._automaton.held_text(self._node, count)
         self._node, self._best = 0, None
@@ -74,7 +69,7 @@ class TextAssembler:
         The automaton stands at the longest suffix of the text that begins some stop string, so the text
         held back need not be kept: it can be read off the node. Each character is looked at once.
         """
-        if self._stopped is not None:
+        if self.stopped is not None:
             return ""
         node, best, best_start = self._node, self._best, self._best_start
         held = stops.held_length[node]
@@ -104,7 +99,7 @@ class TextAssembler:
                 decided = True
                 break
         if decided:
-            self._stopped, limit = best, best_start
+            self.stopped, limit = best, best_start
         else:
             limit = base + end - held_length[node]
         count = limit - first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -62,6 +63,7 @@ class Generation:
         self.prompt_tokens = 0
         self.limit = 0  # most tokens to generate
         self._stepper: Stepper | None = None
+        self._following: Callable[[int, int], Any]  # decodes a token at a position and selects the next
         self._pending: tuple[int, bytes, bool] | None = None  # sampled, not yet decoded: token, piece, is EOG
         self._started = time.perf_counter()
         self._prefilled = self._first = self._ended = 0.0
@@ -82,6 +84,9 @@ class Generation:
         chain = sampler_chain(self.params, self.vocab, self.seed, prompt)
         with self.lock:
             self._stepper = Stepper(self.context, chain, self.vocab, self.slot.seq_id)
+            self._following = self._stepper.advance
+            if self._deadline is not None:
+                self._following = functools.partial(self._within_time, self._stepper.advance)
             # the last token is always computed: its logits are where generation starts
             keep = self.slot.truncate(min(self.slot.common_prefix(prompt), n - 1))
             self.prompt_tokens, self.cached_tokens = n, keep
@@ -121,7 +126,9 @@ class Generation:
                 return False
             self.slot.tokens.extend(tokens.tolist())
             if pos + len(tokens) == self.prompt_tokens:
-                self._take(self._stepper.select(row))
+                self._pending = self._stepper.select(row)
+                if self.logprobs is not None:
+                    self.logprobs.append(self._logprob(self._pending[0], self._pending[1]))
         return True
 
     def _within_time(self, call: Callable[..., Any], *args: Any) -> Any:
@@ -167,27 +174,26 @@ class Generation:
         )
 
     def _advance(self, token: int) -> None:
-        """Decode ``token`` and sample the one after it."""
-        assert self._stepper is not None
-        slot = self.slot
+        """Decode ``token`` and sample the one after it.
+
+        The path of every token: after a decode the caches are cold, and each Python call costs microseconds.
+        """
+        resident = self.slot.tokens
         with self.lock:
             try:
-                following = self._within_time(self._stepper.advance, token, len(slot.tokens))
+                following = self._following(token, len(resident))
             except NoSlotError:
                 # another generation took the cells meanwhile
                 self._reserve(1)
-                following = self._within_time(self._stepper.advance, token, len(slot.tokens))
+                following = self._following(token, len(resident))
             if following is not _TIMED_OUT:
-                slot.tokens.append(token)
-                self._take(following)
-
-    def _take(self, following: tuple[int, bytes, bool]) -> None:
-        """Keep what was sampled for the next step; the caller holds the lock, so the logits are still ours."""
-        self._pending = following
-        if self.logprobs is not None:
-            self.logprobs.append(self._logprob(following[0], following[1]))
+                resident.append(token)
+                self._pending = following
+                if self.logprobs is not None:
+                    self.logprobs.append(self._logprob(following[0], following[1]))
 
     def _logprob(self, token: int, piece: bytes) -> TokenLogprob:
+        """Of the token just sampled; the caller holds the lock, so the logits are still those."""
         row = self.context.logits(-1).astype(np.float64)
         row -= row.max()
         row -= np.log(np.exp(row).sum())
