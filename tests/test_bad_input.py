@@ -217,6 +217,39 @@ def test_errors_leave_other_memory_kinds_usable(tiny_model, kind):
         )
 
 
+@pytest.mark.parametrize("kind", ["llama", "swa", "mamba", "hybrid"])
+def test_what_a_stopped_decode_emptied_is_not_taken_for_cached(tiny_model, kind):
+    # a recurrent state cannot step back: a decode that is stopped in the middle leaves its sequence empty
+    with LlamaRunner(tiny_model(kind), n_ctx=512, n_threads=1) as runner:
+        start = np.arange(300, 320, dtype=np.int32)
+        prompt = np.concatenate([start, np.tile(np.arange(320, 360, dtype=np.int32), 10)])
+        greedy = {"max_tokens": 4, "temperature": 0, "ignore_eos": True}
+        expected = runner.generate(prompt, **greedy).tokens.tolist()
+        reasons = set()
+        for milliseconds in (0.2, 0.5, 1, 2, 4, 8, 16):
+            runner.clear_context()
+            runner.generate(start, max_tokens=1, temperature=0, ignore_eos=True)
+            reasons.add(runner.generate(prompt, timeout=milliseconds / 1000, **greedy).finish_reason)
+            info = runner.get_context_info()
+            assert all(s.pos_max + 1 == s.n_tokens for s in info.sequences)
+            assert runner.generate(prompt, **greedy).tokens.tolist() == expected
+        assert "timeout" in reasons
+
+
+def test_an_emptied_sequence_is_computed_anew(tiny_model):
+    with LlamaRunner(tiny_model("mamba"), n_ctx=512, n_threads=1) as runner:
+        prompt = np.arange(300, 340, dtype=np.int32)
+        expected = runner.generate(prompt, max_tokens=4, temperature=0, ignore_eos=True)
+        longer = np.concatenate([prompt, expected.tokens])
+        follow = runner.generate(longer, max_tokens=4, temperature=0, ignore_eos=True).tokens.tolist()
+        runner.clear_context()
+        runner.generate(prompt, max_tokens=4, temperature=0, ignore_eos=True)
+        runner.context.memory.clear()  # what a failed decode does to a recurrent sequence
+        again = runner.generate(longer, max_tokens=4, temperature=0, ignore_eos=True)
+        assert again.usage.cached_tokens == 0
+        assert again.tokens.tolist() == follow
+
+
 # --- interruption
 
 

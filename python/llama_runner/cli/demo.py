@@ -16,7 +16,6 @@ from rich.text import Text
 from llama_runner.cli import console
 from llama_runner.cli.branches import ForkResult, fork_branches
 from llama_runner.cli.console import Bars, GpuLayers, JsonOutput, NCtx, Threads
-from llama_runner.cli.run import chat_tokens
 from llama_runner.params import GenerationParams
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ def demo(
 def _tokens(runner: LlamaRunner, messages: list[dict[str, str]]) -> list[int]:
     """In the chat template, or as plain questions and answers for a model that has none."""
     if runner.model.chat_template() is not None:
-        return chat_tokens(runner, messages)
+        return [int(token) for token in runner.chat_tokens(messages)]
     labels = {"user": "Question", "assistant": "Answer"}
     lines = [f"{labels[message['role']]}: {message['content']}" for message in messages]
     tokens: list[int] = runner.model.vocab.tokenize("\n".join([*lines, "Answer:"])).tolist()

@@ -13,9 +13,9 @@ from llama_runner.cli.console import Bars, GpuLayers, JsonOutput, NCtx, Threads
 from llama_runner.params import GenerationParams
 
 if TYPE_CHECKING:
-    from llama_runner import LlamaRunner
+    pass
 
-__all__ = ["chat_tokens", "run"]
+__all__ = ["run"]
 
 _DEFAULT = GenerationParams()
 
@@ -90,7 +90,7 @@ def run(
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": prompt})
         stream = runner.stream(
-            chat_tokens(runner, messages) if chat else prompt, params=params, prefill_progress=bars.prefill
+            runner.chat_tokens(messages) if chat else prompt, params=params, prefill_progress=bars.prefill
         )
         ended_line = True
         for chunk in stream:
@@ -111,17 +111,6 @@ def run(
                 f"{done.finish_reason}, seed {done.seed}",
                 style="dim",
             )
-
-
-def chat_tokens(runner: LlamaRunner, messages: list[dict[str, str]]) -> list[int]:
-    """The conversation as tokens, up to where the model's answer begins.
-
-    Tokenized here since a template's ``<|im_start|>`` must be read as the token, and in a raw prompt,
-    which goes to the runner as text, must not.
-    """
-    text = runner.apply_chat_template(messages, add_generation_prompt=True)
-    tokens: list[int] = runner.model.vocab.tokenize(text, add_special=True, parse_special=True).tolist()
-    return tokens
 
 
 def _text(data: bytes, where: str) -> str:

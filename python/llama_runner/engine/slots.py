@@ -37,12 +37,14 @@ class Slot:
     def truncate(self, n: int) -> int:
         """Keep the first ``n`` tokens at most; returns how many are left.
 
-        A recurrent memory cannot step back: it is emptied, and 0 is returned. Also removes what an interrupted
-        call may have decoded without noting it down.
+        A recurrent memory cannot step back: it is emptied, and 0 is returned. What llama.cpp holds decides: this
+        removes what an interrupted call decoded without noting it down, and takes nothing for kept where a failed
+        decode had to empty the sequence.
         """
         memory = self.context.memory
         n = min(n, len(self.tokens))
-        if memory.seq_pos_max(self.seq_id) >= n and not memory.seq_rm(self.seq_id, n, -1):
+        resident = memory.seq_pos_max(self.seq_id) + 1
+        if resident < n or (resident > n and not memory.seq_rm(self.seq_id, n, -1)):
             n = 0
         if n == 0:
             memory.seq_rm(self.seq_id, -1, -1)
