@@ -1,11 +1,11 @@
 # Declarations of native/llama_runner.h, the shim, in its order.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type
-from llama_runner._c.llama cimport llama_context, llama_model
+from llama_runner._c.llama cimport llama_context, llama_context_params, llama_model
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -48,3 +48,38 @@ cdef extern from "llama_runner.h" nogil:
     void lr_chat_free(lr_chat *chat)
     const char *lr_chat_source(const lr_chat *chat)
     char *lr_chat_apply(const lr_chat *chat, const char *request, char **error)
+
+    llama_context *lr_context_new(llama_model *model, llama_context_params params) except +
+    ctypedef struct lr_facts:
+        int n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_vocab, pooling, n_rs_seq
+        int n_embd_out
+        int n_embd, n_embd_enc
+        int n_pos
+        int n_pos_max
+        bool has_encoder, has_decoder
+        bool reads_encoder
+        bool has_logits
+        bool needs_tokens
+        bool one_seq_a_row
+    void lr_context_facts(const llama_context *ctx, lr_facts *facts) except +
+    int lr_rank_width(const llama_model *model)
+    bool lr_supports_rs_rollback(const llama_model *model) except +
+    size_t lr_rs_bytes_per_seq(const llama_model *model) except +
+    int lr_rope_scaling(const llama_model *model, float *freq_scale)
+
+    ctypedef struct lr_rows:
+        const float *data
+        int64_t n_rows, n_columns
+        int64_t stride
+    enum lr_scores:
+        LR_SCORES_OK
+        LR_SCORES_NAN
+        LR_SCORES_INFINITE
+        LR_SCORES_NOTHING
+        LR_SCORES_NO_MEMORY
+    int64_t lr_first_not_finite(const float *data, int64_t n)
+    int lr_log_softmax(const lr_rows *rows, float *out, int64_t out_stride, int n_threads, int64_t *bad_row)
+    int lr_logprobs(const lr_rows *rows, const int32_t *tokens, float *out, int n_threads, int64_t *bad_row)
+    int lr_top_logprobs(
+        const lr_rows *rows, int64_t k, int32_t *ids, float *out, int n_threads, int64_t *bad_row)
+    int lr_argmax(const lr_rows *rows, int32_t *ids, int n_threads, int64_t *bad_row)

@@ -1,7 +1,7 @@
-from libc.stdint cimport int8_t, int32_t
+from libc.stdint cimport int8_t, int32_t, int64_t
 
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_memory_t
-from llama_runner._c.native cimport lr_abort, lr_guard
+from llama_runner._c.native cimport lr_abort, lr_facts, lr_guard
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs
@@ -16,12 +16,14 @@ cdef class Context:
     cdef Outputs outputs, retired
     cdef object interrupt  # what a signal handler raised in the middle of a decode
     cdef str poisoned  # why the context is unusable, after an abort inside llama.cpp
+    cdef lr_facts facts
     cdef int8_t *wants_output  # of the last decoded batch, a flag a row
+    cdef int8_t encoded[256]  # which sequences the last encode() had
     cdef readonly int n_ctx, n_batch, n_ubatch, n_seq_max, n_vocab
     cdef readonly int n_outputs  # rows of output of the last successful decode
-    cdef int n_rows, pooling
-    cdef bint embeds, unified
-    cdef int n_outputs_max
+    cdef int n_rows
+    cdef bint embeds, causal, unified, timed
+    cdef bint gave_logits, gave_embeddings  # what the last decode gave
     cdef object _memory
     cdef dict _settings, _fingerprint
     cdef bint reserved
@@ -32,11 +34,13 @@ cdef class Context:
     cdef int check_batch(self, Batch batch, bint encode) except -1
     cdef int note_facts(self, Model model, llama_context_params params) except -1
     cdef int _create(self, Model model, llama_context_params params) except -1
-    cdef void note_positions(self, Batch batch, int32_t *before) noexcept
-    cdef int fail(self, Batch batch, int32_t *before, int code) except -1
     cdef int run(self, Batch batch, bint encode, object timeout) except -1
+    cdef int compute(self, Batch batch, bint encode, int32_t *before, int64_t deadline) except -1
+    cdef void note_output(self, Batch batch, bint encode) noexcept
     cdef int keep_views(self) except -1
-    cdef int take_back(self, Batch batch, int32_t *before) except -1
+    cdef int any_output(self) except -1
+    cdef int check_logits(self) except -1
+    cdef int check_embeddings(self) except -1
     cdef float *logits_row(self, int i) except NULL
     cdef int output_index(self, int i) except -1
     cdef object view(self, float *data, Py_ssize_t rows, Py_ssize_t columns)

@@ -11,38 +11,38 @@ import numpy as np
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type_name
 from llama_runner._c.llama cimport (
+    LLAMA_ATTENTION_TYPE_CAUSAL,
     LLAMA_POOLING_TYPE_RANK,
+    llama_batch,
     llama_context,
     llama_context_params,
     llama_decode,
     llama_encode,
     llama_free,
     llama_get_causal_attn,
+    llama_get_embeddings,
     llama_get_embeddings_ith,
     llama_get_embeddings_seq,
+    llama_get_logits,
     llama_get_logits_ith,
     llama_get_memory,
-    llama_get_pooling_type,
-    llama_init_from_model,
-    llama_memory_seq_pos_max,
-    llama_memory_seq_rm,
-    llama_model_has_encoder,
+    llama_model_is_recurrent,
     llama_model_n_cls_out,
-    llama_model_n_embd_out,
-    llama_n_batch,
-    llama_n_ctx,
     llama_n_ctx_seq,
-    llama_n_seq_max,
     llama_n_threads,
     llama_n_threads_batch,
-    llama_n_ubatch,
+    llama_perf_context,
+    llama_perf_context_data,
+    llama_perf_context_reset,
+    llama_set_causal_attn,
+    llama_set_embeddings,
     llama_set_n_threads,
+    llama_synchronize,
     llama_time_us,
-    llama_vocab_n_tokens,
 )
 from llama_runner._c.native cimport (
     lr_abort_arm,
@@ -50,6 +50,8 @@ from llama_runner._c.native cimport (
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
+    lr_context_facts,
+    lr_context_new,
     lr_flash_attn,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
@@ -62,18 +64,19 @@ from llama_runner._c.native cimport (
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error
 from llama_runner.core.batch cimport Batch
-from llama_runner.core.context_params cimport MAX_THREADS, check_memory, context_params
+from llama_runner.core.context_params cimport MAX_THREADS, check_memory, check_pooling, context_params
+from llama_runner.core.decoding cimport check_rows, decode_error, note_positions, take_back
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs, OutputView
 
 from llama_runner import errors
-from llama_runner._check import check_float, check_int
+from llama_runner._check import check_bool, check_float, check_int
 from llama_runner.core._native import is_abort
+from llama_runner.core.perf import ContextPerf
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
 
-cdef int MAX_SEQ = 256  # LLAMA_MAX_SEQ
 cdef unsigned long main_thread_ident = threading.main_thread().ident
 Memory = None  # core.memory.Memory, once it is first asked for
 
@@ -109,6 +112,22 @@ cdef int on_poll(void *user_data) noexcept with gil:
     return 0
 
 
+cdef dict settings(llama_context_params params, bint flash_attn):
+    """What the values of the KV memory depend on, besides the model: part of ``Context.fingerprint``."""
+    return {
+        "type_k": ggml_type_name(params.type_k).decode(),
+        "type_v": ggml_type_name(params.type_v).decode(),
+        "flash_attn": flash_attn,
+        "attention_type": <int> params.attention_type,
+        "rope_scaling_type": <int> params.rope_scaling_type,
+        "rope_freq_base": params.rope_freq_base,
+        "rope_freq_scale": params.rope_freq_scale,
+        "yarn": [params.yarn_ext_factor, params.yarn_attn_factor, params.yarn_beta_fast, params.yarn_beta_slow,
+                 params.yarn_orig_ctx],
+        "swa_full": params.swa_full,
+    }
+
+
 @cython.no_gc_clear  # a cycle must not take the model away before __dealloc__ has freed the context
 cdef class Context:
     """One compute graph and one KV memory over a model. Wraps ``llama_init_from_model``.
@@ -120,16 +139,23 @@ cdef class Context:
     n_ubatch : most rows computed at once; larger reads prompts faster and takes more memory. With ``embeddings`` it is
         lowered to a multiple of ``n_seq_max``.
     n_seq_max : sequences, 1 to 256; ids go from 0 to ``n_seq_max - 1``.
+    n_rs_seq : snapshots of a recurrent state that each sequence keeps, so that its last rows can be removed again; at
+        most ``n_ubatch - 2``, and only for the models that llama.cpp has it for.
+    n_outputs_max : most rows with output in one ``decode``, at least ``n_seq_max``; None for ``n_batch``.
+    n_outputs_max_per_seq : most rows with output of one sequence that a backend sampler samples from.
     n_threads, n_threads_batch : for one row and for many; None for the physical cores this process may use.
     embeddings : produce embeddings; ``pooling`` is ``"none"``, ``"mean"``, ``"cls"``, ``"last"``, ``"rank"`` or None
         for the model's own.
+    attention_type : ``"causal"``, ``"non_causal"`` or None for the model's own; ``causal_attn`` changes it later.
     flash_attn : True, False, or None to let llama.cpp choose.
     type_k, type_v : element type of the KV memory: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0 or iq4_nl.
     offload_kqv : keep the KV memory on the GPU. ``op_offload`` : send host tensors' operations there.
     swa_full : give sliding-window layers a full-size memory, so that any prefix can be kept.
     kv_unified : one memory that all sequences share, so that a fork copies nothing.
-    rope_freq_base, rope_freq_scale : None for the model's own.
-    n_outputs_max : most rows with output in one ``decode``, at least ``n_seq_max``; None for ``n_batch``.
+    rope_scaling_type : ``"none"``, ``"linear"``, ``"yarn"``, ``"longrope"`` or None for the model's own.
+    rope_freq_base, rope_freq_scale : None for the model's own; the scale is 1 / factor, 0.25 for four times the length.
+    yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow, yarn_orig_ctx : None for the model's own.
+    perf : measure times, for ``perf()``.
 
     Raises
     ------
@@ -152,10 +178,14 @@ cdef class Context:
         n_batch=2048,
         n_ubatch=512,
         n_seq_max=1,
+        n_rs_seq=0,
+        n_outputs_max=None,
+        n_outputs_max_per_seq=1,
         n_threads=None,
         n_threads_batch=None,
         embeddings=False,
         pooling=None,
+        attention_type=None,
         flash_attn=None,
         type_k="f16",
         type_v="f16",
@@ -163,9 +193,15 @@ cdef class Context:
         op_offload=True,
         swa_full=True,
         kv_unified=True,
+        rope_scaling_type=None,
         rope_freq_base=None,
         rope_freq_scale=None,
-        n_outputs_max=None,
+        yarn_ext_factor=None,
+        yarn_attn_factor=None,
+        yarn_beta_fast=None,
+        yarn_beta_slow=None,
+        yarn_orig_ctx=None,
+        perf=False,
     ):
         if self.model is not None:
             raise errors.InvalidArgumentError("this Context is made already; make a new one")
@@ -175,11 +211,15 @@ cdef class Context:
                 f"{model.path} was loaded with vocab_only=True: it has no weights to compute with"
             )
         self._create(model, context_params(model, {
-            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max,
-            "n_outputs_max": n_outputs_max, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
-            "embeddings": embeddings, "pooling": pooling, "flash_attn": flash_attn, "type_k": type_k, "type_v": type_v,
+            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max, "n_rs_seq": n_rs_seq,
+            "n_outputs_max": n_outputs_max, "n_outputs_max_per_seq": n_outputs_max_per_seq, "n_threads": n_threads,
+            "n_threads_batch": n_threads_batch, "embeddings": embeddings, "pooling": pooling,
+            "attention_type": attention_type, "flash_attn": flash_attn, "type_k": type_k, "type_v": type_v,
             "offload_kqv": offload_kqv, "op_offload": op_offload, "swa_full": swa_full, "kv_unified": kv_unified,
-            "rope_freq_base": rope_freq_base, "rope_freq_scale": rope_freq_scale,
+            "rope_scaling_type": rope_scaling_type, "rope_freq_base": rope_freq_base,
+            "rope_freq_scale": rope_freq_scale, "yarn_ext_factor": yarn_ext_factor,
+            "yarn_attn_factor": yarn_attn_factor, "yarn_beta_fast": yarn_beta_fast, "yarn_beta_slow": yarn_beta_slow,
+            "yarn_orig_ctx": yarn_orig_ctx, "perf": perf,
         }))
 
     cdef int _create(self, Model model, llama_context_params params) except -1:
@@ -192,14 +232,20 @@ cdef class Context:
                 model.check_open()
                 check_memory(model, params)
                 with nogil:
-                    self.ptr = llama_init_from_model(model.ptr, params)
+                    self.ptr = lr_context_new(model.ptr, params)
             finally:
                 lr_guard_end_shared(model.guard)
             if self.ptr == NULL:
                 lines = drain_log()
                 kind = errors.OutOfMemoryError if "alloc" in "\n".join(lines) else errors.InvalidArgumentError
                 raise kind(f"llama.cpp cannot make a context of n_ctx={params.n_ctx} with {model!r}").with_log(lines)
-            self.note_facts(model, params)
+            try:
+                self.note_facts(model, params)
+            except BaseException:
+                with nogil:
+                    llama_free(self.ptr)
+                self.ptr = NULL
+                raise
         except (RuntimeError, MemoryError) as error:
             raise native_error(error, "making a context") from None
         finally:
@@ -208,32 +254,30 @@ cdef class Context:
         return 0
 
     cdef int note_facts(self, Model model, llama_context_params params) except -1:
-        """What the context is like, so that most getters need not ask llama.cpp."""
+        """What the context is like, so that most getters need not ask llama.cpp; refuses what it cannot compute."""
+        lr_context_facts(self.ptr, &self.facts)
+        self.mem = llama_get_memory(self.ptr)
+        check_pooling(model, self.facts.pooling)
+        # without a memory a model is an encoder, and those never mask what comes later
+        self.causal = self.mem != NULL and llama_get_causal_attn(self.ptr)
+        if self.mem == NULL and params.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL:
+            raise errors.ModelCapabilityError("attention_type='causal': this model is an encoder, it sees all rows")
+        self.wants_output = <int8_t *> malloc(self.facts.n_batch)
+        if self.wants_output == NULL:
+            raise MemoryError()
+        self.n_ctx = self.facts.n_ctx
+        self.n_batch = self.facts.n_batch
+        self.n_ubatch = self.facts.n_ubatch
+        self.n_seq_max = self.facts.n_seq_max
+        self.n_vocab = self.facts.n_vocab
+        self.embeds = params.embeddings
+        self.unified = params.kv_unified
+        self.timed = not params.no_perf
+        self._settings = settings(params, lr_flash_attn(self.ptr))
+        lr_abort_attach(self.abort_state, self.ptr)
         self.model = model
         model._contexts.add(self)
         _live.add(self)
-        self.mem = llama_get_memory(self.ptr)
-        self.n_ctx = llama_n_ctx(self.ptr)
-        self.n_batch = llama_n_batch(self.ptr)
-        self.n_ubatch = llama_n_ubatch(self.ptr)
-        self.n_seq_max = llama_n_seq_max(self.ptr)
-        self.n_vocab = llama_vocab_n_tokens(model.vocab_ptr)
-        self.pooling = llama_get_pooling_type(self.ptr)
-        self.embeds = params.embeddings
-        self.unified = params.kv_unified
-        self.n_outputs_max = params.n_outputs_max or self.n_batch
-        self.wants_output = <int8_t *> malloc(self.n_batch)
-        if self.wants_output == NULL:
-            raise MemoryError()
-        self._settings = {
-            "type_k": ggml_type_name(params.type_k).decode(),
-            "type_v": ggml_type_name(params.type_v).decode(),
-            "flash_attn": lr_flash_attn(self.ptr),
-            "rope_freq_base": params.rope_freq_base,
-            "rope_freq_scale": params.rope_freq_scale,
-            "swa_full": params.swa_full,
-        }
-        lr_abort_attach(self.abort_state, self.ptr)
         return 0
 
     def __dealloc__(self):
@@ -330,6 +374,7 @@ cdef class Context:
         NoSlotError (no room in the KV memory), DecodeAbortedError (``abort()``, or ``timeout`` seconds are over),
         DecodeError (anything else). A signal handler's exception, such as KeyboardInterrupt, is raised the same way.
         A recurrent memory cannot step back: the sequences of the batch are empty then, and the message says so.
+        A model with encoder and decoder attends to what ``encode`` read last, of the same sequence.
         """
         self.enter()
         try:
@@ -340,11 +385,13 @@ cdef class Context:
     def encode(self, Batch batch not None, *, timeout=None):
         """Run the encoder over ``batch``. Wraps ``llama_encode``, without the GIL; errors as for ``decode``.
 
-        Raises ModelCapabilityError for a model without an encoder.
+        Every row gives output, and belongs to one sequence. Where a decoder follows, what was encoded earlier is
+        forgotten; a sequence that the decoder has rows of must be removed first. Raises ModelCapabilityError for a
+        model without an encoder.
         """
         self.enter()
         try:
-            if self.mem != NULL and not llama_model_has_encoder(self.model.ptr):
+            if self.mem != NULL and not self.facts.has_encoder:
                 raise errors.ModelCapabilityError(f"{self.model!r} has no encoder: use decode()")
             self.run(batch, True, timeout)
         finally:
@@ -352,111 +399,84 @@ cdef class Context:
 
     cdef int run(self, Batch batch, bint encode, object timeout) except -1:
         cdef int32_t before[256]
-        cdef int code
         cdef int64_t deadline = 0
         if timeout is not None:
             deadline = llama_time_us() + <int64_t> (check_float("timeout", timeout, 0, 1e9) * 1e6)
+        encode = encode or self.mem == NULL  # which is what llama_decode does then
         enter_exclusive(batch.guard, "batch")
         try:
             self.check_batch(batch, encode)
-            self.note_positions(batch, before)
-            batch.check_positions(before)
-            self.keep_views()
-            self.n_outputs = 0
-            lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
-            try:
-                if encode:
-                    with nogil:
-                        code = llama_encode(self.ptr, batch.c)
-                else:
-                    with nogil:
-                        code = llama_decode(self.ptr, batch.c)
-            except (RuntimeError, MemoryError, ValueError, IndexError) as error:
-                self.interrupt = None
-                if is_abort(str(error)):
-                    self.poisoned = str(error)
-                else:
-                    self.take_back(batch, before)
-                raise native_error(error, "decoding") from None
-            if code != 0:
-                self.fail(batch, before, code)
-            memcpy(self.wants_output, batch.c.logits, batch.c.n_tokens)
-            self.n_rows = batch.c.n_tokens
-            self.n_outputs = batch.c.n_tokens if self.embeds else batch.n_outputs
+            note_positions(self.mem, batch, before)
+            batch.check_positions(before, self.facts.n_pos)
+            self.compute(batch, encode, before, deadline)
+            self.note_output(batch, encode)
         finally:
             lr_guard_end_exclusive(batch.guard)
         return 0
 
     cdef int check_batch(self, Batch batch, bint encode) except -1:
-        """Everything that llama.cpp asserts, or silently gets wrong, about a batch."""
-        cdef int n = batch.c.n_tokens
-        if n == 0:
-            raise errors.InvalidArgumentError("the batch is empty: add at least one row")
-        if n > self.n_batch:
-            raise errors.InvalidArgumentError(
-                f"the batch has {n} rows: this context takes at most n_batch={self.n_batch}"
-            )
-        if n > self.n_ubatch and (
-            encode or not llama_get_causal_attn(self.ptr) or (self.embeds and self.pooling > 0)
-        ):
-            raise errors.InvalidArgumentError(
-                f"the batch has {n} rows: a model without causal attention, or with pooled embeddings, computes them "
-                f"at once, at most n_ubatch={self.n_ubatch}"
-            )
-        outputs = n if self.embeds else batch.n_outputs
-        if outputs > self.n_outputs_max:
-            raise errors.InvalidArgumentError(
-                f"the batch asks for {outputs} rows of output: this context gives n_outputs_max={self.n_outputs_max}"
-            )
-        batch.check_ids(self.n_vocab, self.n_seq_max)
+        """Everything that llama.cpp asserts, or silently gets wrong, about a batch, but for its positions."""
+        cdef bint every = self.embeds or encode
+        check_rows(
+            batch, &self.facts, encode, encode or not self.causal or (self.embeds and self.facts.pooling > 0),
+            batch.c.n_tokens if every else batch.n_outputs,
+        )
+        cdef int i, k
+        if encode:
+            return 0
+        if not self.facts.has_decoder:
+            raise errors.ModelCapabilityError(f"{self.model!r} has no decoder: use encode()")
+        if self.facts.reads_encoder:
+            for i in range(batch.c.n_tokens):
+                for k in range(batch.c.n_seq_id[i]):
+                    if not self.encoded[batch.c.seq_id[i][k]]:
+                        raise errors.InvalidArgumentError(
+                            f"row {i} is of sequence {batch.c.seq_id[i][k]}: encode() something for it first"
+                        )
         return 0
 
-    cdef void note_positions(self, Batch batch, int32_t *before) noexcept:
-        """Where each sequence of the batch ends now; -2 for those that are not in it."""
-        cdef int i, k, seq
-        for seq in range(MAX_SEQ):
-            before[seq] = -2
-        if self.mem == NULL:
-            return
-        for i in range(batch.c.n_tokens):
-            for k in range(batch.c.n_seq_id[i]):
-                seq = batch.c.seq_id[i][k]
-                if before[seq] == -2:
-                    before[seq] = llama_memory_seq_pos_max(self.mem, seq)
+    cdef int compute(self, Batch batch, bint encode, int32_t *before, int64_t deadline) except -1:
+        """The native call; when it fails, the memory is as it was before."""
+        cdef llama_batch given = batch.as_given(self.facts.n_pos)
+        cdef int code
+        self.keep_views()
+        self.n_outputs = 0
+        lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
+        try:
+            with nogil:
+                code = llama_encode(self.ptr, given) if encode else llama_decode(self.ptr, given)
+                if self.timed:
+                    llama_synchronize(self.ptr)  # or upstream takes several single rows for a prompt
+        except (RuntimeError, MemoryError, ValueError, IndexError) as error:
+            self.interrupt = None
+            if is_abort(str(error)):
+                self.poisoned = str(error)
+            else:
+                take_back(self.mem, before)
+            raise native_error(error, "decoding") from None
+        if code != 0:
+            emptied = take_back(self.mem, before)
+            interrupt, self.interrupt = self.interrupt, None
+            failed = decode_error(code, batch.c.n_tokens, self.n_ctx, emptied)
+            raise interrupt if interrupt is not None else failed
+        return 0
 
-    cdef int take_back(self, Batch batch, int32_t *before) except -1:
-        """Remove what a failed decode left behind; 1 when a sequence had to be emptied for it."""
-        cdef int seq, emptied = 0
-        for seq in range(MAX_SEQ):
-            # upstream rolls back by the first sequence id of each row only
-            if before[seq] != -2 and not llama_memory_seq_rm(self.mem, seq, before[seq] + 1, -1):
-                llama_memory_seq_rm(self.mem, seq, -1, -1)
-                emptied = 1
-        return emptied
-
-    cdef int fail(self, Batch batch, int32_t *before, int code) except -1:
-        """Raise the typed error for what ``llama_decode`` returned, with the memory as it was."""
-        emptied = self.take_back(batch, before)
-        note = "; its memory cannot step back, so the sequences of the batch are empty now" if emptied else ""
-        lines = drain_log()
-        interrupt, self.interrupt = self.interrupt, None
-        if interrupt is not None:
-            raise interrupt
-        n = batch.c.n_tokens
-        if code == 1:
-            raise errors.NoSlotError(
-                f"no room in the KV memory for {n} more tokens (n_ctx={self.n_ctx}): remove sequences or make n_ctx "
-                f"larger{note}", code
-            ).with_log(lines)
-        if code == 2:
-            raise errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code)
-        if code == -1:
-            raise errors.InvalidArgumentError(
-                f"llama.cpp refused the batch of {n} rows{note}; its positions must follow on those of each sequence"
-            ).with_log(lines)
-        raise errors.DecodeError(
-            f"llama.cpp could not compute the batch of {n} rows (code {code}){note}", code
-        ).with_log(lines)
+    cdef void note_output(self, Batch batch, bint encode) noexcept:
+        """Which rows have output, and of what kind."""
+        cdef int i, n = batch.c.n_tokens
+        self.n_rows = n
+        if self.embeds or encode:
+            memset(self.wants_output, 1, n)
+            self.n_outputs = n
+        else:
+            memcpy(self.wants_output, batch.c.logits, n)
+            self.n_outputs = batch.n_outputs
+        self.gave_logits = self.facts.has_logits and not (encode and self.facts.has_encoder)
+        self.gave_embeddings = self.embeds
+        if encode:
+            memset(self.encoded, 0, sizeof(self.encoded))
+            for i in range(n):
+                self.encoded[batch.c.seq_id[i][0]] = 1
 
     def abort(self):
         """Stop the decode that another thread is in; it raises DecodeAbortedError. Any thread.
@@ -472,6 +492,93 @@ cdef class Context:
         many = one if n_threads_batch is None else check_int("n_threads_batch", n_threads_batch, 1, MAX_THREADS)
         self.enter()
         llama_set_n_threads(self.ptr, one, many)
+        self.leave()
+
+    def synchronize(self):
+        """Wait for everything that was computed. Wraps ``llama_synchronize``, without the GIL; the getters do it too."""
+        self.enter()
+        try:
+            with nogil:
+                llama_synchronize(self.ptr)
+        finally:
+            self.leave()
+
+    @property
+    def causal_attn(self):
+        """Whether a row attends to earlier rows only; may be set. Wraps ``llama_get_causal_attn`` and ``llama_set_…``.
+
+        Without it a decode computes all rows at once, so that a batch has at most ``n_ubatch`` of them. What is in the
+        KV memory stays as it was computed. Raises ModelCapabilityError for an encoder, which always sees all rows, and
+        for a recurrent model, which never does.
+        """
+        self.enter()
+        self.leave()
+        return self.causal
+
+    @causal_attn.setter
+    def causal_attn(self, value):
+        cdef bint causal = check_bool("causal_attn", value)
+        self.enter()
+        try:
+            if causal == self.causal:
+                return
+            if self.mem == NULL or llama_model_is_recurrent(self.model.ptr):
+                raise errors.ModelCapabilityError(
+                    f"causal_attn={value}: {self.model!r} " + ("is an encoder" if self.mem == NULL else "is recurrent")
+                )
+            llama_set_causal_attn(self.ptr, causal)
+            self.causal = causal
+        finally:
+            self.leave()
+
+    @property
+    def produces_embeddings(self):
+        """Whether a decode gives embeddings; ``set_embeddings`` changes it. Any thread."""
+        return self.embeds
+
+    def set_embeddings(self, embeddings):
+        """Give embeddings from the next decode on, or no longer. Wraps ``llama_set_embeddings``.
+
+        What the last decode gave stays readable. Raises ModelCapabilityError where sequences are pooled and
+        ``n_ubatch`` is no multiple of ``n_seq_max``: make such a context with ``embeddings=True``.
+        """
+        cdef bint on = check_bool("embeddings", embeddings)
+        self.enter()
+        try:
+            if on and self.facts.pooling > 0 and self.n_ubatch % self.n_seq_max:
+                raise errors.ModelCapabilityError(
+                    f"pooling needs an n_ubatch ({self.n_ubatch}) that is a multiple of n_seq_max ({self.n_seq_max}): "
+                    "make the context with embeddings=True"
+                )
+            llama_set_embeddings(self.ptr, on)
+            self.embeds = on
+        finally:
+            self.leave()
+
+    def perf(self):
+        """Times and counts since the context was made, or since ``perf_reset``: a ``ContextPerf``.
+
+        Wraps ``llama_perf_context``. A decode of one row counts as generation, one of several as prompt. Raises
+        ModelCapabilityError unless the context was made with ``perf=True``.
+        """
+        cdef llama_perf_context_data data
+        self.enter()
+        try:
+            if not self.timed:
+                raise errors.ModelCapabilityError("nothing was measured: make the context with perf=True")
+            data = llama_perf_context(self.ptr)
+        finally:
+            self.leave()
+        # upstream says 1 where there was none
+        return ContextPerf(
+            data.t_start_ms, data.t_load_ms, data.t_p_eval_ms, data.t_eval_ms,
+            data.n_p_eval if data.t_p_eval_ms > 0 else 0, data.n_eval if data.t_eval_ms > 0 else 0, data.n_reused,
+        )
+
+    def perf_reset(self):
+        """Start counting anew. Wraps ``llama_perf_context_reset``."""
+        self.enter()
+        llama_perf_context_reset(self.ptr)
         self.leave()
 
     # --- what was computed
@@ -491,11 +598,13 @@ cdef class Context:
         return 0
 
     cdef object view(self, float *data, Py_ssize_t rows, Py_ssize_t columns):
+        """An array over the output buffer, which it keeps: flat for ``rows`` -1, a matrix otherwise."""
         if self.outputs is None:
             self.outputs = Outputs()
         cdef OutputView view = OutputView.__new__(OutputView)
         view.data = data
-        view.shape[0] = rows
+        view.ndim = 1 if rows < 0 else 2
+        view.shape[0] = 1 if rows < 0 else rows
         view.shape[1] = columns
         view.strides[0] = columns * sizeof(float)
         view.strides[1] = sizeof(float)
@@ -503,24 +612,43 @@ cdef class Context:
         view.outputs = self.outputs
         return np.asarray(view)
 
-    cdef int output_index(self, int i) except -1:
-        """Check a row index as ``llama_get_logits_ith`` takes it: a row of the batch, or negative from the end."""
+    cdef int any_output(self) except -1:
         if self.n_outputs == 0:
             raise errors.IndexOutOfRangeError("there is no output: no decode yet, or the last asked for none or failed")
+        return 0
+
+    cdef int output_index(self, int i) except -1:
+        """Check a row index as ``llama_get_logits_ith`` takes it: a row of the batch, or negative from the end."""
+        self.any_output()
         if i < 0:
             if -i > self.n_outputs:
                 raise errors.IndexOutOfRangeError(f"i={i}: the last decode has {self.n_outputs} rows of output")
-        elif i >= self.n_rows or not (self.embeds or self.wants_output[i]):
+        elif i >= self.n_rows or not self.wants_output[i]:
             raise errors.IndexOutOfRangeError(
                 f"i={i}: not a row with output; the last decode had {self.n_rows} rows, {self.n_outputs} with output"
             )
         return 0
 
+    cdef int check_logits(self) except -1:
+        if not self.facts.has_logits:
+            raise errors.ModelCapabilityError(f"{self.model!r} is an encoder: it has embeddings and no logits")
+        if self.n_outputs and not self.gave_logits:
+            raise errors.IndexOutOfRangeError("there are no logits: the last call was encode(), which gives embeddings")
+        return 0
+
+    cdef int check_embeddings(self) except -1:
+        if self.facts.pooling > 0 or not (self.embeds or self.gave_embeddings):
+            raise errors.ModelCapabilityError(
+                "no embeddings of single rows: make the context with embeddings=True, pooling='none'"
+            )
+        if self.n_outputs and not self.gave_embeddings:
+            raise errors.IndexOutOfRangeError("there are no embeddings: they were switched on after the last decode")
+        return 0
+
     cdef float *logits_row(self, int i) except NULL:
         """The row's logits; the caller is inside."""
         cdef float *row
-        if self.mem == NULL and not llama_model_has_encoder(self.model.ptr):
-            raise errors.ModelCapabilityError(f"{self.model!r} is an encoder: it has embeddings and no logits")
+        self.check_logits()
         self.output_index(i)
         with nogil:
             row = llama_get_logits_ith(self.ptr, i)
@@ -538,7 +666,24 @@ cdef class Context:
         cdef int index = check_int("i", i, -(2**31), 2**31 - 1)
         self.enter()
         try:
-            return self.view(self.logits_row(index), 1, self.n_vocab)
+            return self.view(self.logits_row(index), -1, self.n_vocab)
+        finally:
+            self.leave()
+
+    def logits_matrix(self):
+        """Logits of all outputs of the last decode: a float32 view of shape (n_outputs, n_vocab), without a copy.
+
+        The rows are in the batch's order; ``output_rows`` says which they are. Wraps ``llama_get_logits``; lifetime as
+        for ``logits``. Raises IndexOutOfRangeError when there is no output.
+        """
+        cdef float *rows
+        self.enter()
+        try:
+            self.check_logits()
+            self.any_output()
+            with nogil:
+                rows = llama_get_logits(self.ptr)
+            return self.view(rows, self.n_outputs, self.n_vocab)
         finally:
             self.leave()
 
@@ -552,16 +697,29 @@ cdef class Context:
         cdef float *row
         self.enter()
         try:
-            if not self.embeds or self.pooling > 0:
-                raise errors.ModelCapabilityError(
-                    "no embeddings of single rows: make the context with embeddings=True, pooling='none'"
-                )
+            self.check_embeddings()
             self.output_index(index)
             with nogil:
                 row = llama_get_embeddings_ith(self.ptr, index)
             if row == NULL:
                 raise errors.IndexOutOfRangeError(f"i={i}: llama.cpp has no embedding for it").with_log(drain_log())
-            return self.view(row, 1, llama_model_n_embd_out(self.model.ptr))
+            return self.view(row, -1, self.facts.n_embd_out)
+        finally:
+            self.leave()
+
+    def embeddings_matrix(self):
+        """Embeddings of all rows of the last decode: a float32 view of shape (n_outputs, n_embd), without a copy.
+
+        Wraps ``llama_get_embeddings``; order and lifetime as for ``logits_matrix``, errors as for ``embeddings``.
+        """
+        cdef float *rows
+        self.enter()
+        try:
+            self.check_embeddings()
+            self.any_output()
+            with nogil:
+                rows = llama_get_embeddings(self.ptr)
+            return self.view(rows, self.n_outputs, self.facts.n_embd_out)
         finally:
             self.leave()
 
@@ -576,19 +734,31 @@ cdef class Context:
         self.enter()
         try:
             seq = self.check_seq(seq_id)
-            if not self.embeds or self.pooling <= 0:
+            if not (self.embeds or self.gave_embeddings) or self.facts.pooling <= 0:
                 raise errors.ModelCapabilityError(
                     "no pooled embeddings: make the context with embeddings=True and a pooling"
                 )
             with nogil:
+                llama_synchronize(self.ptr)  # they are copied out while the decode may still be going on
                 row = llama_get_embeddings_seq(self.ptr, seq)
             if row == NULL or self.n_outputs == 0:
                 raise errors.IndexOutOfRangeError(f"seq_id={seq}: the last decode had no such sequence")
-            n = llama_model_n_cls_out(self.model.ptr) if self.pooling == <int> LLAMA_POOLING_TYPE_RANK else (
-                llama_model_n_embd_out(self.model.ptr)
+            n = llama_model_n_cls_out(self.model.ptr) if self.facts.pooling == <int> LLAMA_POOLING_TYPE_RANK else (
+                self.facts.n_embd_out
             )
             # a plain copy: upstream keeps these in vectors that the next decode clears
             return np.asarray(<float[:n]> row).copy()
+        finally:
+            self.leave()
+
+    @property
+    def output_rows(self):
+        """The batch's rows that the last decode gave output for, in order: a new int32 array of shape (n_outputs,)."""
+        self.enter()
+        try:
+            if self.n_outputs == 0:
+                return np.empty(0, dtype=np.int32)
+            return np.flatnonzero(np.asarray(<int8_t[:self.n_rows]> self.wants_output)).astype(np.int32)
         finally:
             self.leave()
 

@@ -12,5 +12,6 @@ cdef class Outputs:
 cdef class OutputView:
     cdef Outputs outputs  # held: the memory behind `data`
     cdef float *data
+    cdef int ndim  # 1: a row, 2: a matrix, of one row too
     cdef Py_ssize_t shape[2]
     cdef Py_ssize_t strides[2]

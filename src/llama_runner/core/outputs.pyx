@@ -47,11 +47,10 @@ cdef class OutputView:
         buffer.itemsize = sizeof(float)
         buffer.len = self.shape[0] * self.shape[1] * sizeof(float)
         buffer.readonly = 0
-        # one row is a vector, several are a matrix
-        buffer.ndim = 1 if self.shape[0] == 1 else 2
+        buffer.ndim = self.ndim
         buffer.format = FLOAT_FORMAT if flags & PyBUF_FORMAT else NULL
-        buffer.shape = (&self.shape[1] if self.shape[0] == 1 else self.shape) if flags & PyBUF_ND else NULL
-        buffer.strides = (&self.strides[1] if self.shape[0] == 1 else self.strides) if flags & PyBUF_STRIDES else NULL
+        buffer.shape = (&self.shape[1] if self.ndim == 1 else self.shape) if flags & PyBUF_ND else NULL
+        buffer.strides = (&self.strides[1] if self.ndim == 1 else self.strides) if flags & PyBUF_STRIDES else NULL
         buffer.suboffsets = NULL
         buffer.internal = NULL
 

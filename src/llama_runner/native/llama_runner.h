@@ -96,6 +96,63 @@ LR_API const char * lr_chat_source(const lr_chat * chat);
 // "template_kwargs": {...}} with OpenAI's message form. Returns the rendered prompt or NULL with *error set.
 LR_API char * lr_chat_apply(const lr_chat * chat, const char * request, char ** error);
 
+// --- context.cpp: what a context is like ---------------------------------------------------------
+
+// llama_init_from_model, and the model stays as it was: llama.cpp writes a new n_ctx_train into it for YaRN.
+LR_API struct llama_context * lr_context_new(struct llama_model * model, struct llama_context_params params);
+
+typedef struct lr_facts {
+    int  n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_vocab, pooling, n_rs_seq;
+    int  n_embd_out;           // width of a row of embeddings that comes out
+    int  n_embd, n_embd_enc;   // width of one that goes in, to the decoder and to the encoder
+    int  n_pos;                // positions that a row of embeddings has: 1, or 4 with M-RoPE
+    int  n_pos_max;            // positions that the model has learned vectors for; 0 where it computes them
+    bool has_encoder, has_decoder;
+    bool reads_encoder;        // its decoder attends to what was encoded last
+    bool has_logits;           // the graph ends in logits, not in embeddings alone
+    bool needs_tokens;         // embeddings cannot take the place of tokens
+    bool one_seq_a_row;        // a row cannot belong to several sequences
+} lr_facts;
+LR_API void lr_context_facts(const struct llama_context * ctx, lr_facts * facts);
+
+// Scores that the model's classification head gives; 0 without one.
+LR_API int lr_rank_width(const struct llama_model * model);
+
+// Whether n_rs_seq has any effect.
+LR_API bool lr_supports_rs_rollback(const struct llama_model * model);
+
+// Bytes of recurrent state of one sequence, one snapshot.
+LR_API size_t lr_rs_bytes_per_seq(const struct llama_model * model);
+
+// The model's own llama_rope_scaling_type and frequency scale.
+LR_API int lr_rope_scaling(const struct llama_model * model, float * freq_scale);
+
+// --- scores.cpp: log-probabilities of many rows of logits ----------------------------------------
+
+typedef struct lr_rows {
+    const float * data;
+    int64_t n_rows, n_columns;
+    int64_t stride;  // floats from one row to the next
+} lr_rows;
+
+enum lr_scores {
+    LR_SCORES_OK,
+    LR_SCORES_NAN,        // a row has a NaN
+    LR_SCORES_INFINITE,   // a row has +inf
+    LR_SCORES_NOTHING,    // a row is -inf throughout
+    LR_SCORES_NO_MEMORY,
+};
+
+// The index of the first NaN or infinity, or -1.
+LR_API int64_t lr_first_not_finite(const float * data, int64_t n);
+
+// Each returns an lr_scores; what is not LR_SCORES_OK is said of *bad_row, the first such. At most `n_threads` threads.
+LR_API int lr_log_softmax(const lr_rows * rows, float * out, int64_t out_stride, int n_threads, int64_t * bad_row);
+LR_API int lr_logprobs(const lr_rows * rows, const int32_t * tokens, float * out, int n_threads, int64_t * bad_row);
+LR_API int lr_top_logprobs(const lr_rows * rows, int64_t k, int32_t * ids, float * out, int n_threads,
+                           int64_t * bad_row);
+LR_API int lr_argmax(const lr_rows * rows, int32_t * ids, int n_threads, int64_t * bad_row);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,0 +1,120 @@
+"""What comes before and after ``llama_decode``: checks of a batch, and the memory put right when it failed."""
+
+from libc.stdint cimport int32_t
+
+from llama_runner._c.llama cimport llama_memory_seq_pos_max, llama_memory_seq_rm, llama_memory_t
+from llama_runner._c.native cimport lr_facts
+from llama_runner.core._native cimport drain_log
+from llama_runner.core.batch cimport Batch
+
+from llama_runner import errors
+
+cdef int MAX_SEQ = 256  # LLAMA_MAX_SEQ
+
+
+cdef int check_rows(Batch batch, const lr_facts *facts, bint encode, bint at_once, int n_outputs) except -1:
+    """Everything but positions that llama.cpp asserts, or silently gets wrong, about a batch."""
+    cdef int n = batch.c.n_tokens
+    if n == 0:
+        raise errors.InvalidArgumentError("the batch is empty: add at least one row")
+    if n > facts.n_batch:
+        raise errors.InvalidArgumentError(
+            f"the batch has {n} rows: this context takes at most n_batch={facts.n_batch}"
+        )
+    if at_once and n > facts.n_ubatch:
+        raise errors.InvalidArgumentError(
+            f"the batch has {n} rows: a model without causal attention, or with pooled embeddings, computes them "
+            f"at once, at most n_ubatch={facts.n_ubatch}"
+        )
+    if n_outputs > facts.n_outputs_max:
+        raise errors.InvalidArgumentError(
+            f"the batch asks for {n_outputs} rows of output: this context gives n_outputs_max={facts.n_outputs_max}"
+        )
+    if batch.n_embd:
+        check_embeddings(batch, facts, encode)
+    batch.check_ids(facts.n_vocab, facts.n_seq_max)
+    if facts.n_pos_max:
+        check_learned_positions(batch, facts.n_pos_max)
+    if encode or facts.one_seq_a_row:
+        check_one_sequence(batch)
+    return 0
+
+
+cdef int check_embeddings(Batch batch, const lr_facts *facts, bint encode) except -1:
+    cdef int width = facts.n_embd_enc if encode else facts.n_embd
+    if facts.needs_tokens:
+        raise errors.ModelCapabilityError("this model reads its tokens' ids: embeddings cannot take their place")
+    if batch.n_embd != width:
+        raise errors.InvalidArgumentError(
+            f"the batch has embeddings of n_embd={batch.n_embd}: this model takes {width}"
+        )
+    if batch.wide and facts.n_pos == 1:
+        raise errors.InvalidArgumentError("the batch has four positions a row: this model takes one (no M-RoPE)")
+    return 0
+
+
+cdef int check_learned_positions(Batch batch, int n_pos_max) except -1:
+    """A position past the model's table ends the process, on a thread where no one could catch it."""
+    cdef int i
+    for i in range(batch.c.n_tokens):
+        if batch.c.pos[i] >= n_pos_max:
+            raise errors.InvalidArgumentError(
+                f"row {i} has position {batch.c.pos[i]}: this model has learned positions from 0 to {n_pos_max - 1}"
+            )
+    return 0
+
+
+cdef int check_one_sequence(Batch batch) except -1:
+    """Where upstream looks at the first sequence id of a row only."""
+    cdef int i
+    for i in range(batch.c.n_tokens):
+        if batch.c.n_seq_id[i] != 1:
+            raise errors.InvalidArgumentError(
+                f"row {i} belongs to {batch.c.n_seq_id[i]} sequences: here a row belongs to one"
+            )
+    return 0
+
+
+cdef void note_positions(llama_memory_t mem, Batch batch, int32_t *before) noexcept:
+    """Where each sequence of the batch ends now; -2 for those that are not in it."""
+    cdef int i, k, seq
+    for seq in range(MAX_SEQ):
+        before[seq] = -2
+    if mem == NULL:
+        return
+    for i in range(batch.c.n_tokens):
+        for k in range(batch.c.n_seq_id[i]):
+            seq = batch.c.seq_id[i][k]
+            if before[seq] == -2:
+                before[seq] = llama_memory_seq_pos_max(mem, seq)
+
+
+cdef int take_back(llama_memory_t mem, const int32_t *before) except -1:
+    """Remove what a failed decode left behind; 1 when a sequence had to be emptied for it."""
+    cdef int seq, emptied = 0
+    for seq in range(MAX_SEQ):
+        # upstream rolls back by the first sequence id of each row only
+        if before[seq] != -2 and not llama_memory_seq_rm(mem, seq, before[seq] + 1, -1):
+            llama_memory_seq_rm(mem, seq, -1, -1)
+            emptied = 1
+    return emptied
+
+
+cdef object decode_error(int code, int n_rows, int n_ctx, bint emptied):
+    """The typed error for what ``llama_decode`` returned."""
+    note = "; its memory cannot step back, so the sequences of the batch are empty now" if emptied else ""
+    lines = drain_log()
+    if code == 1:
+        return errors.NoSlotError(
+            f"no room in the KV memory for {n_rows} more tokens (n_ctx={n_ctx}): remove sequences or make n_ctx "
+            f"larger{note}", code
+        ).with_log(lines)
+    if code == 2:
+        return errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code)
+    if code == -1:
+        return errors.InvalidArgumentError(
+            f"llama.cpp refused the batch of {n_rows} rows{note}; its positions must follow on those of each sequence"
+        ).with_log(lines)
+    return errors.DecodeError(
+        f"llama.cpp could not compute the batch of {n_rows} rows (code {code}){note}", code
+    ).with_log(lines)
