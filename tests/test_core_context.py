@@ -321,7 +321,17 @@ def test_pooling_needs_one_ubatch(tiny_model: TinyModelFactory) -> None:
         *[({name: 1}, errors.ArgumentTypeError) for name in ("embeddings", "offload_kqv", "op_offload")],
         *[({name: None}, errors.ArgumentTypeError) for name in ("swa_full", "kv_unified")],
         *[({"rope_freq_base": bad}, errors.InvalidArgumentError) for bad in (0, -1.0, float("nan"), 1e300)],
-        *[({"rope_freq_scale": bad}, errors.InvalidArgumentError) for bad in (0, float("inf"), 1e300)],
+        *[({"rope_freq_scale": bad}, errors.InvalidArgumentError) for bad in (0, float("inf"), 1e300, 3e4)],
+        *[({"n_outputs_max_per_seq": bad}, errors.InvalidArgumentError) for bad in (0, -1, 2049)],
+        *[({"rope_scaling_type": bad}, errors.InvalidArgumentError) for bad in ("YARN", 2, True, [])],
+        *[({"attention_type": bad}, errors.InvalidArgumentError) for bad in ("non-causal", 1, False, {})],
+        *[({"yarn_ext_factor": bad}, errors.InvalidArgumentError) for bad in (-1, float("nan"), 1e9)],
+        *[({"yarn_attn_factor": bad}, errors.InvalidArgumentError) for bad in (0, -1, float("inf"))],
+        *[({"yarn_beta_fast": bad}, errors.InvalidArgumentError) for bad in (0, -1.0, 1e30)],
+        *[({"yarn_beta_slow": bad}, errors.InvalidArgumentError) for bad in (0, -1.0, 1e30)],
+        *[({"yarn_orig_ctx": bad}, errors.InvalidArgumentError) for bad in (0, -1, 2**31)],
+        *[({name: "1"}, errors.ArgumentTypeError) for name in ("yarn_orig_ctx", "yarn_ext_factor")],
+        ({"perf": 1}, errors.ArgumentTypeError),
     ],
     ids=str,
 )
@@ -396,3 +406,223 @@ def test_kv_types(tiny_model: TinyModelFactory, kv_type: str) -> None:
     if kv_type in ("q8_0", "q4_0"):
         with pytest.raises(errors.InvalidArgumentError, match="flash_attn"):
             Context(model, n_ctx=256, type_v=kv_type, flash_attn=False)
+
+
+def test_every_field_of_the_struct_is_a_keyword_or_is_said_not_to_be(
+    llama_cpp_dir: Path, tiny_model: TinyModelFactory
+) -> None:
+    header = (llama_cpp_dir / "include" / "llama.h").read_text()
+    struct = re.search(r"struct llama_context_params \{(.*?)\n    \};", header, re.DOTALL)
+    assert struct
+    fields = re.findall(r"(\w+);", re.sub(r"//.*", "", struct[1]))
+    assert len(fields) > 30
+    renamed = {"pooling_type": "pooling", "flash_attn_type": "flash_attn", "no_perf": "perf"}
+    model = Model(tiny_model("llama"))
+    not_wrapped = (Path(__file__).parent.parent / "docs" / "not-wrapped.md").read_text()
+    for field in fields:
+        with pytest.raises((errors.LlamaRunnerError, TypeError)) as caught:
+            Context(model, **{renamed.get(field, field): object()})
+        is_keyword = "unexpected keyword" not in str(caught.value)
+        assert is_keyword != (f"`{field}`" in not_wrapped), field
+
+
+def test_rope_settings_move_the_logits_and_leave_the_model_as_it_was(tiny_model: TinyModelFactory) -> None:
+    model = Model(tiny_model("llama"))
+    plain = last_row(Context(model, n_ctx=256, **EXACT), 30)
+    rows = {}
+    for name, options in {
+        "none": {"rope_scaling_type": "none", "rope_freq_scale": 0.25},
+        "linear": {"rope_scaling_type": "linear", "rope_freq_scale": 0.25},
+        "yarn": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25},
+        "yarn, other length": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 64},
+        "yarn, linear after all": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_ext_factor": 0},
+        "yarn, stronger": {"rope_scaling_type": "yarn", "yarn_ext_factor": 0, "yarn_attn_factor": 2.0},
+        "yarn, betas": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_beta_fast": 4, "yarn_beta_slow": 2},
+    }.items():
+        with Context(model, n_ctx=256, **options, **EXACT) as ctx:
+            rows[name] = last_row(ctx, 30)
+        assert model.n_ctx_train == 512, name  # llama.cpp writes another one into the model
+    np.testing.assert_array_equal(rows.pop("none"), plain)  # no scaling, whatever the scale
+    # YaRN without extrapolation is linear scaling, but for the factor on the attention
+    np.testing.assert_allclose(rows.pop("yarn, linear after all"), rows["linear"], atol=CLOSE)
+    values = [plain, *rows.values()]
+    for i, row in enumerate(values):
+        assert np.isfinite(row).all()
+        for other in values[:i]:
+            assert np.abs(row - other).max() > 10 * CLOSE
+    with pytest.raises(errors.ModelCapabilityError, match="longrope"):
+        Context(model, n_ctx=256, rope_scaling_type="longrope")
+
+
+def test_embeddings_in_place_of_logits(tiny_model: TinyModelFactory) -> None:
+    # this architecture leaves its output head out where embeddings are wanted
+    with Context(Model(tiny_model("hybrid", architecture="lfm2")), n_ctx=256, **EXACT) as ctx:
+        assert np.isfinite(last_row(ctx, 3)).all()
+        ctx.set_embeddings(True)
+        ctx.decode(batch_of(1, 3))
+        for read in (ctx.logits, ctx.logits_matrix):
+            with pytest.raises(errors.ModelCapabilityError, match="no logits"):
+                read()
+        assert ctx.embeddings().shape == (64,)
+        ctx.set_embeddings(False)
+        assert np.isfinite(last_row(ctx, 1, 4)).all()
+
+
+# ---------------------------------------------------------------------------------------------------- switches
+
+
+def test_attention_without_a_mask(tiny_model: TinyModelFactory) -> None:
+    model = Model(tiny_model("llama"))
+    with Context(model, n_ctx=256, **EXACT) as ctx:
+        assert ctx.causal_attn is True
+        ctx.decode(batch_of(10, logits="all"))
+        causal = ctx.logits_matrix()
+        ctx.memory.clear()
+        ctx.causal_attn = False
+        assert ctx.causal_attn is False
+        ctx.decode(batch_of(10, logits="all"))
+        free = ctx.logits_matrix()
+        # the last row sees all rows either way in the first layer, but the rows it reads saw more in the second
+        assert (np.abs(free - causal).max(axis=1) > 10 * CLOSE).all()
+        ctx.memory.clear()
+        ctx.causal_attn = True
+        ctx.decode(batch_of(10, logits="all"))
+        np.testing.assert_array_equal(ctx.logits_matrix(), causal)
+        for bad in (None, 1, "no"):
+            with pytest.raises(errors.ArgumentTypeError):
+                ctx.causal_attn = bad
+    with Context(model, n_ctx=256, n_ubatch=8, attention_type="non_causal", **EXACT) as ctx:
+        assert ctx.causal_attn is False
+        with pytest.raises(errors.InvalidArgumentError, match="n_ubatch=8"):
+            ctx.decode(batch_of(9))
+        ctx.causal_attn = True
+        ctx.decode(batch_of(9))
+
+
+def test_attention_that_a_model_does_not_have(tiny_model: TinyModelFactory) -> None:
+    bert, mamba = Model(tiny_model("bert")), Model(tiny_model("mamba"))
+    with Context(bert, n_ctx=256, n_threads=1) as ctx:
+        assert ctx.causal_attn is False
+        ctx.causal_attn = False
+        with pytest.raises(errors.ModelCapabilityError, match="encoder"):
+            ctx.causal_attn = True
+        assert ctx.causal_attn is False
+    with Context(mamba, n_ctx=256, n_threads=1) as ctx:
+        with pytest.raises(errors.ModelCapabilityError, match="recurrent"):
+            ctx.causal_attn = False
+    with pytest.raises(errors.ModelCapabilityError, match="encoder"):
+        Context(bert, n_ctx=256, attention_type="causal")
+    with pytest.raises(errors.ModelCapabilityError, match="recurrent"):
+        Context(mamba, n_ctx=256, attention_type="non_causal")
+    bert.close()  # nothing of the refused context is left inside
+    mamba.close()
+
+
+def test_embeddings_switched_on_and_off(ctx: Context) -> None:
+    row = last_row(ctx, 5)
+    assert ctx.produces_embeddings is False
+    ctx.set_embeddings(True)
+    assert ctx.produces_embeddings is True
+    np.testing.assert_array_equal(ctx.logits(4), row)  # the last decode is as it was
+    with pytest.raises(errors.IndexOutOfRangeError, match="after the last decode"):
+        ctx.embeddings(4)
+    with pytest.raises(errors.IndexOutOfRangeError):
+        ctx.logits(0)
+    ctx.memory.clear()
+    ctx.decode(batch_of(5, logits="none"))
+    assert ctx.n_outputs == 5
+    assert ctx.output_rows.tolist() == [0, 1, 2, 3, 4]
+    vectors = ctx.embeddings_matrix().copy()
+    assert vectors.shape == (5, 64)
+    np.testing.assert_allclose(ctx.logits(4), row, atol=CLOSE)
+    ctx.set_embeddings(False)
+    np.testing.assert_array_equal(ctx.embeddings_matrix(), vectors)
+    ctx.decode(batch_of(1, 5))
+    assert ctx.n_outputs == 1
+    for read in (ctx.embeddings, ctx.embeddings_matrix):
+        with pytest.raises(errors.ModelCapabilityError):
+            read()
+    for bad in (None, 1, "yes"):
+        with pytest.raises(errors.ArgumentTypeError):
+            ctx.set_embeddings(bad)
+
+
+def test_pooling_switched_on(tiny_model: TinyModelFactory) -> None:
+    model = Model(tiny_model("bert"))
+    options = {"n_ctx": 256, "n_seq_max": 3, **EXACT}
+    with Context(model, embeddings=True, **options) as ctx:
+        ctx.decode(batch_of_ids([1, 50, 60, 2]))
+        expected = ctx.embeddings_seq(0)
+    with Context(model, n_batch=300, n_ubatch=300, **options) as ctx:
+        ctx.decode(batch_of_ids([1, 50, 60, 2]))
+        with pytest.raises(errors.ModelCapabilityError, match="embeddings=True"):
+            ctx.embeddings_seq(0)
+        ctx.set_embeddings(True)
+        ctx.decode(batch_of_ids([1, 50, 60, 2]))
+        np.testing.assert_array_equal(ctx.embeddings_seq(0), expected)
+    with Context(model, n_batch=256, n_ubatch=256, **options) as ctx:
+        with pytest.raises(errors.ModelCapabilityError, match=r"n_ubatch \(256\).*n_seq_max \(3\)"):
+            ctx.set_embeddings(True)
+        assert ctx.produces_embeddings is False
+    # fewer rows at once than sequences: raised to their number
+    with Context(model, n_ubatch=2, n_batch=64, embeddings=True, **options) as ctx:
+        assert ctx.n_ubatch == 3
+
+
+def batch_of_ids(ids: list[int]) -> Batch:
+    return Batch.from_arrays(ids, logits="all")
+
+
+def test_counters(tiny_model: TinyModelFactory) -> None:
+    model = Model(tiny_model("llama"))
+    with Context(model, n_ctx=256, n_threads=1, perf=True) as ctx:
+        perf = ctx.perf()
+        assert (perf.n_p_eval, perf.n_eval, perf.t_p_eval_ms, perf.t_eval_ms) == (0, 0, 0, 0)
+        ctx.decode(batch_of(20))
+        for pos in range(20, 30):
+            ctx.decode(batch_of(1, pos))
+        ctx.synchronize()
+        perf = ctx.perf()
+        assert (perf.n_p_eval, perf.n_eval) == (20, 10)
+        assert perf.n_reused >= 8
+        assert 0 < perf.t_eval_ms < 1e4 and 0 < perf.t_p_eval_ms < 1e4 and perf.t_load_ms > 0
+        assert isinstance(hash(perf), int)
+        ctx.perf_reset()
+        assert ctx.perf().n_eval == ctx.perf().n_p_eval == ctx.perf().n_reused == 0
+        assert ctx.perf().t_start_ms > perf.t_start_ms
+        ctx.decode(batch_of(1, 30))
+        assert (ctx.perf().n_p_eval, ctx.perf().n_eval) == (0, 1)
+    with Context(model, n_ctx=256, n_threads=1) as ctx:
+        with pytest.raises(errors.ModelCapabilityError, match="perf=True"):
+            ctx.perf()
+        ctx.perf_reset()
+
+
+# ---------------------------------------------------------------------------------------------------- all outputs
+
+
+def test_matrices_of_all_outputs(decoder_model_path: Path) -> None:
+    with Context(Model(decoder_model_path), n_ctx=256, n_seq_max=3, n_ubatch=8, **EXACT) as ctx:
+        with pytest.raises(errors.IndexOutOfRangeError, match="no output"):
+            ctx.logits_matrix()
+        assert ctx.output_rows.tolist() == []
+        # sequences of different lengths, interleaved: recurrent memories compute the rows in another order
+        rows = [(int(TOKENS[i]), i // 3, i % 3) for i in range(30)] + [(int(TOKENS[30 + i]), 10 + i, 1) for i in range(5)]
+        batch = Batch(64)
+        for i, row in enumerate(rows):
+            batch.add(*row, logits=i % 4 == 1)
+        ctx.decode(batch)
+        matrix = ctx.logits_matrix()
+        assert matrix.dtype == np.float32 and matrix.shape == (9, ctx.n_vocab) and matrix.flags.c_contiguous
+        assert ctx.output_rows.dtype == np.int32
+        assert ctx.output_rows.tolist() == [i for i in range(35) if i % 4 == 1]
+        for at, i in enumerate(ctx.output_rows):
+            np.testing.assert_array_equal(matrix[at], ctx.logits(i))
+            assert np.shares_memory(matrix[at], ctx.logits(i))
+        # and each is what its sequence gives alone
+        for at, i in enumerate(ctx.output_rows):
+            alone = [token for token, _, seq in rows[: i + 1] if seq == rows[i][2]]
+            ctx.memory.clear()
+            ctx.decode(Batch.from_arrays(np.array(alone, dtype=np.int32)))
+            np.testing.assert_allclose(matrix[at], ctx.logits(), atol=CLOSE)
+        assert ctx.logits_matrix().shape == (1, ctx.n_vocab)  # one row is a matrix too

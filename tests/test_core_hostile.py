@@ -122,13 +122,19 @@ sweep("Vocab", Vocab, (model,))
     "context": """
 options = dict(n_ctx=256, n_batch=64, n_ubatch=64, n_seq_max=1, n_threads=1, n_threads_batch=1, embeddings=False,
     pooling=None, flash_attn=None, type_k="f16", type_v="f16", offload_kqv=True, op_offload=True, swa_full=True,
-    kv_unified=True, rope_freq_base=None, rope_freq_scale=None, n_outputs_max=None)
+    kv_unified=True, rope_freq_base=None, rope_freq_scale=None, n_outputs_max=None, n_outputs_max_per_seq=1,
+    attention_type=None, rope_scaling_type="yarn", yarn_ext_factor=None, yarn_attn_factor=None, yarn_beta_fast=None,
+    yarn_beta_slow=None, yarn_orig_ctx=None, perf=True)
 sweep("Context", Context, (model,), options)
 for kind in ("swa", "hybrid"):
     sweep("Context " + kind, Context, (Model(paths[kind]),), {"n_ctx": 256, "n_seq_max": 1, "n_batch": 64})
 sweep("__init__ again", ctx.__init__, (model,))
 one = Context(model, n_ctx=256, n_threads=1)
 sweep("set_n_threads", one.set_n_threads, (1, 1))
+sweep("set_embeddings", one.set_embeddings, (True,))
+sweep("causal_attn", lambda bad: setattr(one, "causal_attn", bad), (True,))
+for name in ("synchronize", "perf", "perf_reset", "logits_matrix", "embeddings_matrix"):
+    sweep(name, getattr(one, name))
 for name in ("logits", "embeddings", "embeddings_seq", "state_seq_get"):
     sweep(name, getattr(ctx, name), (0,))
 sweep("state_seq_set", ctx.state_seq_set, (0, ctx.state_seq_get(0)))
@@ -154,7 +160,22 @@ def decode_and_clear():
 sweep("add", batch.add, (300, 0, 0, False), {}, decode_and_clear)
 sweep("add_sequence", batch.add_sequence, ([300, 301], 0, 0, "last"), {}, decode_and_clear)
 sweep("clear", batch.clear)
+wants = np.ones(2, bool)
+for name in ("add_rows", "set"):
+    sweep(name, getattr(batch, name), ([300, 301], [0, 1], [[0, 1], [0, -1]], wants), {}, decode_and_clear)
+sweep("from_arrays", Batch.from_arrays, ([300, 301], [0, 1], [[0, 1], [0, -1]], wants))
+sweep("n_embd", lambda bad: Batch(4, n_embd=bad), (64,))
+batch = Batch(64, n_embd=64)
+sweep("add_rows of embeddings", batch.add_rows, (np.ones((2, 64)), [0, 1], 0, wants), {}, decode_and_clear)
 sweep("__init__ again", batch.__init__, (4,))
+""",
+    "scores": """
+from llama_runner.core import argmax, log_softmax, logprobs, top_logprobs
+rows = np.zeros((3, 8), np.float32)
+sweep("log_softmax", log_softmax, (rows, np.zeros((3, 8), np.float32)), {"n_threads": 2})
+sweep("logprobs", logprobs, (rows, [0, 1, 2]), {"n_threads": 2})
+sweep("top_logprobs", top_logprobs, (rows, 2), {"n_threads": 2})
+sweep("argmax", argmax, (rows,), {"n_threads": 2})
 """,
     "memory": """
 for kind in ("llama", "swa", "mamba", "hybrid"):

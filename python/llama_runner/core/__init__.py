@@ -28,7 +28,9 @@ from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
+from llama_runner.core.perf import ContextPerf
 from llama_runner.core.sampler import SamplerChain
+from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
@@ -36,12 +38,17 @@ __all__ = [
     "Batch",
     "ChatTemplate",
     "Context",
+    "ContextPerf",
     "Memory",
     "Model",
     "SamplerChain",
     "Stepper",
     "Vocab",
+    "argmax",
     "build_facts",
     "devices",
+    "log_softmax",
+    "logprobs",
     "system_info",
+    "top_logprobs",
 ]

@@ -7,6 +7,7 @@ from typing_extensions import disjoint_base
 from llama_runner.core.batch import Batch
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
+from llama_runner.core.perf import ContextPerf
 
 _KVType: TypeAlias = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
@@ -26,10 +27,13 @@ class Context:
         n_batch: SupportsIndex = 2048,
         n_ubatch: SupportsIndex = 512,
         n_seq_max: SupportsIndex = 1,
+        n_outputs_max: SupportsIndex | None = None,
+        n_outputs_max_per_seq: SupportsIndex = 1,
         n_threads: SupportsIndex | None = None,
         n_threads_batch: SupportsIndex | None = None,
         embeddings: bool = False,
         pooling: Literal["none", "mean", "cls", "last", "rank"] | None = None,
+        attention_type: Literal["causal", "non_causal"] | None = None,
         flash_attn: bool | None = None,
         type_k: _KVType = "f16",
         type_v: _KVType = "f16",
@@ -37,9 +41,15 @@ class Context:
         op_offload: bool = True,
         swa_full: bool = True,
         kv_unified: bool = True,
+        rope_scaling_type: Literal["none", "linear", "yarn", "longrope"] | None = None,
         rope_freq_base: SupportsFloat | None = None,
         rope_freq_scale: SupportsFloat | None = None,
-        n_outputs_max: SupportsIndex | None = None,
+        yarn_ext_factor: SupportsFloat | None = None,
+        yarn_attn_factor: SupportsFloat | None = None,
+        yarn_beta_fast: SupportsFloat | None = None,
+        yarn_beta_slow: SupportsFloat | None = None,
+        yarn_orig_ctx: SupportsIndex | None = None,
+        perf: bool = False,
     ) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
@@ -66,9 +76,23 @@ class Context:
     def set_n_threads(
         self, n_threads: SupportsIndex, n_threads_batch: SupportsIndex | None = None
     ) -> None: ...
+    def synchronize(self) -> None: ...
+    @property
+    def causal_attn(self) -> bool: ...
+    @causal_attn.setter
+    def causal_attn(self, value: bool) -> None: ...
+    @property
+    def produces_embeddings(self) -> bool: ...
+    def set_embeddings(self, embeddings: bool) -> None: ...
+    def perf(self) -> ContextPerf: ...
+    def perf_reset(self) -> None: ...
     def logits(self, i: SupportsIndex = -1) -> NDArray[np.float32]: ...
+    def logits_matrix(self) -> NDArray[np.float32]: ...
     def embeddings(self, i: SupportsIndex = -1) -> NDArray[np.float32]: ...
+    def embeddings_matrix(self) -> NDArray[np.float32]: ...
     def embeddings_seq(self, seq_id: SupportsIndex = 0) -> NDArray[np.float32]: ...
+    @property
+    def output_rows(self) -> NDArray[np.int32]: ...
     @property
     def memory(self) -> Memory: ...
     @property

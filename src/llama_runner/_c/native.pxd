@@ -51,19 +51,18 @@ cdef extern from "llama_runner.h" nogil:
 
     llama_context *lr_context_new(llama_model *model, llama_context_params params) except +
     ctypedef struct lr_facts:
-        int n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_vocab, pooling, n_rs_seq
+        int n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_vocab, pooling
         int n_embd_out
         int n_embd, n_embd_enc
         int n_pos
         int n_pos_max
         bool has_encoder, has_decoder
         bool reads_encoder
-        bool has_logits
         bool needs_tokens
         bool one_seq_a_row
     void lr_context_facts(const llama_context *ctx, lr_facts *facts) except +
+    bool lr_gave_logits(llama_context *ctx)
     int lr_rank_width(const llama_model *model)
-    bool lr_supports_rs_rollback(const llama_model *model) except +
     size_t lr_rs_bytes_per_seq(const llama_model *model) except +
     int lr_rope_scaling(const llama_model *model, float *freq_scale)
 

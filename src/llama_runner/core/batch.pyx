@@ -71,7 +71,10 @@ cdef class Batch:
 
         ``rows`` is an integer array of tokens of shape (n,), or a float array of embeddings of shape (n, n_embd).
         """
-        given = rows if isinstance(rows, np.ndarray) else np.asarray(rows)
+        try:
+            given = np.asarray(rows)
+        except (TypeError, ValueError, OverflowError):
+            raise errors.ArgumentTypeError(f"rows is an array, not {type(rows).__name__}") from None
         if given.ndim == 0 or given.size == 0:
             raise errors.InvalidArgumentError("rows is empty: a batch has at least one row")
         batch = cls(len(given), n_embd=given.shape[1] if given.ndim == 2 else None)

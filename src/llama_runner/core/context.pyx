@@ -53,6 +53,7 @@ from llama_runner._c.native cimport (
     lr_context_facts,
     lr_context_new,
     lr_flash_attn,
+    lr_gave_logits,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
     lr_guard_free,
@@ -139,8 +140,6 @@ cdef class Context:
     n_ubatch : most rows computed at once; larger reads prompts faster and takes more memory. With ``embeddings`` it is
         lowered to a multiple of ``n_seq_max``.
     n_seq_max : sequences, 1 to 256; ids go from 0 to ``n_seq_max - 1``.
-    n_rs_seq : snapshots of a recurrent state that each sequence keeps, so that its last rows can be removed again; at
-        most ``n_ubatch - 2``, and only for the models that llama.cpp has it for.
     n_outputs_max : most rows with output in one ``decode``, at least ``n_seq_max``; None for ``n_batch``.
     n_outputs_max_per_seq : most rows with output of one sequence that a backend sampler samples from.
     n_threads, n_threads_batch : for one row and for many; None for the physical cores this process may use.
@@ -178,7 +177,6 @@ cdef class Context:
         n_batch=2048,
         n_ubatch=512,
         n_seq_max=1,
-        n_rs_seq=0,
         n_outputs_max=None,
         n_outputs_max_per_seq=1,
         n_threads=None,
@@ -211,7 +209,7 @@ cdef class Context:
                 f"{model.path} was loaded with vocab_only=True: it has no weights to compute with"
             )
         self._create(model, context_params(model, {
-            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max, "n_rs_seq": n_rs_seq,
+            "n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch, "n_seq_max": n_seq_max,
             "n_outputs_max": n_outputs_max, "n_outputs_max_per_seq": n_outputs_max_per_seq, "n_threads": n_threads,
             "n_threads_batch": n_threads_batch, "embeddings": embeddings, "pooling": pooling,
             "attention_type": attention_type, "flash_attn": flash_attn, "type_k": type_k, "type_v": type_v,
@@ -471,7 +469,7 @@ cdef class Context:
         else:
             memcpy(self.wants_output, batch.c.logits, n)
             self.n_outputs = batch.n_outputs
-        self.gave_logits = self.facts.has_logits and not (encode and self.facts.has_encoder)
+        self.gave_logits = lr_gave_logits(self.ptr)
         self.gave_embeddings = self.embeds
         if encode:
             memset(self.encoded, 0, sizeof(self.encoded))
@@ -630,10 +628,10 @@ cdef class Context:
         return 0
 
     cdef int check_logits(self) except -1:
-        if not self.facts.has_logits:
-            raise errors.ModelCapabilityError(f"{self.model!r} is an encoder: it has embeddings and no logits")
         if self.n_outputs and not self.gave_logits:
-            raise errors.IndexOutOfRangeError("there are no logits: the last call was encode(), which gives embeddings")
+            raise errors.ModelCapabilityError(
+                "there are no logits: the last call was encode(), or this model gives embeddings in their place"
+            )
         return 0
 
     cdef int check_embeddings(self) except -1:

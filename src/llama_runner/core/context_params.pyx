@@ -49,7 +49,6 @@ from llama_runner._c.native cimport (
     lr_rank_width,
     lr_rope_scaling,
     lr_rs_bytes_per_seq,
-    lr_supports_rs_rollback,
 )
 from llama_runner.core.model cimport Model
 
@@ -117,7 +116,6 @@ cdef llama_context_params context_params(Model model, dict given) except *:
         # upstream rounds the rows of its largest graph up to a multiple of the sequences, and mean pooling asserts
         params.n_ubatch = min(params.n_ubatch, (params.n_ctx + 255) // 256 * 256)
         params.n_ubatch = max(params.n_ubatch - params.n_ubatch % params.n_seq_max, params.n_seq_max)
-    set_snapshots(&params, model, given)
     check_model(model, params)
     return params
 
@@ -166,20 +164,6 @@ cdef int set_sizes(llama_context_params *params, Model model, dict given) except
     params.n_outputs_max_per_seq = check_int(
         "n_outputs_max_per_seq", given["n_outputs_max_per_seq"], 1, params.n_outputs_max or params.n_batch
     )
-    return 0
-
-
-cdef int set_snapshots(llama_context_params *params, Model model, dict given) except -1:
-    params.n_rs_seq = check_int("n_rs_seq", given["n_rs_seq"], 0, MAX_ROWS)
-    if params.n_rs_seq == 0:
-        return 0
-    if not lr_supports_rs_rollback(model.ptr):
-        raise errors.ModelCapabilityError(f"n_rs_seq={params.n_rs_seq}: llama.cpp keeps no snapshots for this model")
-    # the rows that a snapshot is kept for are computed at once; upstream asserts it
-    if params.n_rs_seq + 2 > params.n_ubatch:
-        raise errors.InvalidArgumentError(
-            f"n_rs_seq={params.n_rs_seq}: at most n_ubatch - 2, which is {<int> params.n_ubatch - 2}"
-        )
     return 0
 
 
@@ -236,14 +220,14 @@ cdef int check_memory(Model model, llama_context_params params) except -1:
     kv = per_cell * <size_t> params.n_ctx
     if not params.kv_unified:
         kv = max(kv, per_cell * 256 * params.n_seq_max)
-    states = lr_rs_bytes_per_seq(model.ptr) * <size_t> params.n_seq_max * (1 + <size_t> params.n_rs_seq)
+    states = lr_rs_bytes_per_seq(model.ptr) * <size_t> params.n_seq_max
     masks = 4 * <size_t> params.n_ctx * min(params.n_ubatch, params.n_ctx) if per_cell else 0
     # what a GPU can hold need not fit the host
     free_bytes = available_memory() + sum(d["memory_free"] for d in devices() if d["type"] == "gpu")
     if states > free_bytes:
         raise errors.OutOfMemoryError(
-            f"n_seq_max={params.n_seq_max} with n_rs_seq={params.n_rs_seq} needs {states / 2**30:.1f} GiB of recurrent "
-            f"state, and {free_bytes / 2**30:.1f} GiB are free"
+            f"n_seq_max={params.n_seq_max} needs {states / 2**30:.1f} GiB of recurrent state, and "
+            f"{free_bytes / 2**30:.1f} GiB are free"
         )
     free_bytes -= states
     if kv + masks > free_bytes:

@@ -18,6 +18,16 @@ bool rewrites_model(const llama_hparams & hparams, const llama_context_params & 
            params.rope_freq_scale != hparams.rope_freq_scale_train;
 }
 
+// Reached as outputs.cpp reaches the output buffer: the result of the graph that was computed last.
+llm_graph_result * & last_result(llama_context & ctx);
+
+template <llm_graph_result * llama_context::* Member> struct reach_last_result {
+    friend llm_graph_result * & last_result(llama_context & ctx) {
+        return ctx.*Member;
+    }
+};
+template struct reach_last_result<&llama_context::gf_res_prev_active>;
+
 }  // namespace
 
 llama_context * lr_context_new(llama_model * model, llama_context_params params) {
@@ -45,7 +55,6 @@ void lr_context_facts(const llama_context * ctx, lr_facts * facts) {
     facts->n_outputs_max = (int) cparams.n_outputs_max;
     facts->n_vocab       = llama_vocab_n_tokens(llama_model_get_vocab(&model));
     facts->pooling       = (int) cparams.pooling_type;
-    facts->n_rs_seq      = (int) cparams.n_rs_seq;
     facts->n_embd_out    = (int) hparams.n_embd_out();
     facts->n_embd        = (int) hparams.n_embd_inp();
     facts->n_embd_enc    = (int) hparams.n_embd_inp_enc();
@@ -54,19 +63,19 @@ void lr_context_facts(const llama_context * ctx, lr_facts * facts) {
     facts->has_encoder   = llama_model_has_encoder(&model);
     facts->has_decoder   = llama_model_has_decoder(&model);
     facts->reads_encoder = model.arch == LLM_ARCH_T5;
-    facts->has_logits    = ctx->get_gf_res_reserve()->get_logits() != nullptr;
     // the one asserts that it gets tokens, the other looks experts up by them
     facts->needs_tokens  = model.arch == LLM_ARCH_GRANITE_SWITCH || model.arch == LLM_ARCH_DEEPSEEK4;
     facts->one_seq_a_row = model.arch == LLM_ARCH_QWEN4EXP;
 }
 
+bool lr_gave_logits(llama_context * ctx) {
+    const llm_graph_result * result = last_result(*ctx);
+    return result && result->get_logits();
+}
+
 int lr_rank_width(const llama_model * model) {
     const ggml_tensor * head = model->cls_out ? model->cls_out : model->cls;
     return head ? (int) head->ne[1] : 0;
-}
-
-bool lr_supports_rs_rollback(const llama_model * model) {
-    return llm_arch_supports_rs_rollback(model->arch);
 }
 
 size_t lr_rs_bytes_per_seq(const llama_model * model) {

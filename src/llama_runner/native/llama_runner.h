@@ -102,26 +102,25 @@ LR_API char * lr_chat_apply(const lr_chat * chat, const char * request, char ** 
 LR_API struct llama_context * lr_context_new(struct llama_model * model, struct llama_context_params params);
 
 typedef struct lr_facts {
-    int  n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_vocab, pooling, n_rs_seq;
+    int  n_ctx, n_batch, n_ubatch, n_seq_max, n_outputs_max, n_vocab, pooling;
     int  n_embd_out;           // width of a row of embeddings that comes out
     int  n_embd, n_embd_enc;   // width of one that goes in, to the decoder and to the encoder
     int  n_pos;                // positions that a row of embeddings has: 1, or 4 with M-RoPE
     int  n_pos_max;            // positions that the model has learned vectors for; 0 where it computes them
     bool has_encoder, has_decoder;
     bool reads_encoder;        // its decoder attends to what was encoded last
-    bool has_logits;           // the graph ends in logits, not in embeddings alone
     bool needs_tokens;         // embeddings cannot take the place of tokens
     bool one_seq_a_row;        // a row cannot belong to several sequences
 } lr_facts;
 LR_API void lr_context_facts(const struct llama_context * ctx, lr_facts * facts);
 
+// Whether the graph that was computed last ends in logits; some models' do only without embeddings.
+LR_API bool lr_gave_logits(struct llama_context * ctx);
+
 // Scores that the model's classification head gives; 0 without one.
 LR_API int lr_rank_width(const struct llama_model * model);
 
-// Whether n_rs_seq has any effect.
-LR_API bool lr_supports_rs_rollback(const struct llama_model * model);
-
-// Bytes of recurrent state of one sequence, one snapshot.
+// Bytes of recurrent state of one sequence.
 LR_API size_t lr_rs_bytes_per_seq(const struct llama_model * model);
 
 // The model's own llama_rope_scaling_type and frequency scale.

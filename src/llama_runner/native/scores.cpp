@@ -99,9 +99,16 @@ LR_CLONES double sum_exp(const float * x, int64_t n, float max) {
     return sum;
 }
 
-LR_CLONES void subtract(const float * x, int64_t n, double lse, float * out) {
+// The logarithm of sum(exp(row)) in two parts: added up, a large maximum would swallow the other.
+struct log_sum {
+    double max, rest;
+
+    float logprob(float x) const { return (float) ((x - max) - rest); }
+};
+
+LR_CLONES void logprobs_of(const float * x, int64_t n, log_sum sum, float * out) {
     for (int64_t i = 0; i < n; ++i) {
-        out[i] = (float) (x[i] - lse);
+        out[i] = sum.logprob(x[i]);
     }
 }
 
@@ -114,8 +121,8 @@ LR_CLONES bool any_above(const float * x, float bar) {
     return any != 0;
 }
 
-// log(sum(exp(row))), or the reason why the row has none.
-int log_sum_exp(const float * x, int64_t n, double * lse) {
+// The row's log_sum, or the reason why it has none.
+int log_sum_exp(const float * x, int64_t n, log_sum * sum) {
     bool        nan;
     const float max = row_max(x, n, &nan);
     if (nan) {
@@ -124,7 +131,7 @@ int log_sum_exp(const float * x, int64_t n, double * lse) {
     if (std::isinf(max)) {
         return max < 0 ? LR_SCORES_NOTHING : LR_SCORES_INFINITE;
     }
-    *lse = max + std::log(sum_exp(x, n, max));
+    *sum = { max, std::log(sum_exp(x, n, max)) };
     return LR_SCORES_OK;
 }
 
@@ -227,10 +234,10 @@ int64_t lr_first_not_finite(const float * data, int64_t n) {
 int lr_log_softmax(const lr_rows * rows, float * out, int64_t out_stride, int n_threads, int64_t * bad_row) {
     return guarded([&] {
         return each_row(rows, n_threads, bad_row, [&](int64_t i, const float * x) {
-            double    lse  = 0.0;
-            const int code = log_sum_exp(x, rows->n_columns, &lse);
+            log_sum   sum{};
+            const int code = log_sum_exp(x, rows->n_columns, &sum);
             if (code == LR_SCORES_OK) {
-                subtract(x, rows->n_columns, lse, out + i * out_stride);
+                logprobs_of(x, rows->n_columns, sum, out + i * out_stride);
             }
             return code;
         });
@@ -240,9 +247,9 @@ int lr_log_softmax(const lr_rows * rows, float * out, int64_t out_stride, int n_
 int lr_logprobs(const lr_rows * rows, const int32_t * tokens, float * out, int n_threads, int64_t * bad_row) {
     return guarded([&] {
         return each_row(rows, n_threads, bad_row, [&](int64_t i, const float * x) {
-            double    lse  = 0.0;
-            const int code = log_sum_exp(x, rows->n_columns, &lse);
-            out[i]         = (float) (x[tokens[i]] - lse);
+            log_sum   sum{};
+            const int code = log_sum_exp(x, rows->n_columns, &sum);
+            out[i]         = sum.logprob(x[tokens[i]]);
             return code;
         });
     });
@@ -251,8 +258,8 @@ int lr_logprobs(const lr_rows * rows, const int32_t * tokens, float * out, int n
 int lr_top_logprobs(const lr_rows * rows, int64_t k, int32_t * ids, float * out, int n_threads, int64_t * bad_row) {
     return guarded([&] {
         return each_row(rows, n_threads, bad_row, [&](int64_t i, const float * x) {
-            double    lse  = 0.0;
-            const int code = log_sum_exp(x, rows->n_columns, &lse);
+            log_sum   sum{};
+            const int code = log_sum_exp(x, rows->n_columns, &sum);
             if (code != LR_SCORES_OK) {
                 return code;
             }
@@ -265,7 +272,7 @@ int lr_top_logprobs(const lr_rows * rows, int64_t k, int32_t * ids, float * out,
             top_of_row(x, rows->n_columns, k, best.data());
             for (int64_t j = 0; j < k; ++j) {
                 ids[i * k + j] = best[j].id;
-                out[i * k + j] = (float) (best[j].value - lse);
+                out[i * k + j] = sum.logprob(best[j].value);
             }
             return code;
         });

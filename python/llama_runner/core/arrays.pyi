@@ -1,0 +1,3 @@
+# compiled; how arrays that a caller gives are read
+
+class Column: ...
