@@ -164,7 +164,9 @@ for kind in ("llama", "swa", "mamba", "hybrid"):
                             "seq_div": (2, 5, 2), "seq_pos_min": (), "seq_pos_max": ()}.items():
         for seq in (0, 1):
             usable(other)
-            sweep(f"{kind} {name}", getattr(memory, name), (seq, *arguments))
+            extra = {"shared": False} if name in ("seq_add", "seq_div") else {}
+            sweep(f"{kind} {name}", getattr(memory, name), (seq, *arguments), extra)
+            sweep("cells", memory.cells)
             batch = Batch(1)
             batch.add(300, max(0, memory.seq_pos_max(0) + 1), 0, True)
             attempt("decode after " + name, other.decode, (batch,), {})

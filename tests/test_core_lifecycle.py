@@ -56,7 +56,8 @@ CONTEXT_HARMLESS = {
 }  # fmt: skip
 MEMORY_CALLS: dict[str, tuple] = {
     "seq_rm": (0,), "seq_cp": (0, 1), "seq_keep": (0,), "seq_add": (0, 0, 1, 1), "seq_div": (0, 0, 1, 2),
-    "seq_pos_min": (0,), "seq_pos_max": (0,), "clear": (), "can_shift": (),
+    "seq_pos_min": (0,), "seq_pos_max": (0,), "clear": (), "can_shift": (), "cells": (), "n_cells": (), "n_used": (),
+    "n_used_end": (),
 }  # fmt: skip
 MEMORY_HARMLESS = {"context"}
 MODEL_HARMLESS = {"close", "closed", "path", "vocab_only"}

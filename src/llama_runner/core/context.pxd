@@ -10,6 +10,7 @@ from llama_runner.core.outputs cimport Outputs
 cdef class Context:
     cdef llama_context *ptr
     cdef llama_memory_t mem  # NULL for models that keep none (encoders)
+    cdef int memory_parts  # bits of lr_memory_part
     cdef lr_guard *guard  # exclusive in every call: one context, one thread
     cdef lr_abort *abort_state
     cdef readonly Model model  # held: the context reads its weights
@@ -33,10 +34,12 @@ cdef class Context:
     cdef int note_facts(self, Model model, llama_context_params params) except -1
     cdef int _create(self, Model model, llama_context_params params) except -1
     cdef void note_positions(self, Batch batch, int32_t *before) noexcept
-    cdef int fail(self, Batch batch, int32_t *before, int code) except -1
+    cdef int fail(self, Batch batch, const int32_t *before, const int32_t *tails, int code) except -1
     cdef int run(self, Batch batch, bint encode, object timeout) except -1
     cdef int keep_views(self) except -1
-    cdef int take_back(self, Batch batch, int32_t *before) except -1
+    cdef int settle(self) except -1
+    cdef int check_sharing(self, Batch batch) except -1
+    cdef tuple take_back(self, const int32_t *before, const int32_t *tails, bint computed)
     cdef float *logits_row(self, int i) except NULL
     cdef int output_index(self, int i) except -1
     cdef object view(self, float *data, Py_ssize_t rows, Py_ssize_t columns)

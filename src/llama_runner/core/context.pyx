@@ -9,9 +9,9 @@ import cython
 import numpy as np
 
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type_name
 from llama_runner._c.llama cimport (
@@ -29,7 +29,6 @@ from llama_runner._c.llama cimport (
     llama_get_pooling_type,
     llama_init_from_model,
     llama_memory_seq_pos_max,
-    llama_memory_seq_rm,
     llama_model_has_encoder,
     llama_model_n_cls_out,
     llama_model_n_embd_out,
@@ -57,10 +56,18 @@ from llama_runner._c.native cimport (
     lr_guard_new,
     lr_guard_try_exclusive,
     lr_guard_try_shared,
+    LR_MEMORY_FULL,
+    LR_MEMORY_STATE,
     lr_memory_breakdown,
+    lr_memory_flush,
+    lr_memory_kind,
+    lr_memory_pending,
+    lr_memory_same,
+    lr_memory_tails,
+    lr_memory_take_back,
     lr_outputs_swap,
 )
-from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error
+from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error, take_string
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.context_params cimport MAX_THREADS, check_memory, context_params
 from llama_runner.core.model cimport Model
@@ -213,6 +220,7 @@ cdef class Context:
         model._contexts.add(self)
         _live.add(self)
         self.mem = llama_get_memory(self.ptr)
+        self.memory_parts = lr_memory_kind(self.ptr)
         self.n_ctx = llama_n_ctx(self.ptr)
         self.n_batch = llama_n_batch(self.ptr)
         self.n_ubatch = llama_n_ubatch(self.ptr)
@@ -329,7 +337,10 @@ cdef class Context:
         InvalidArgumentError (empty or too large a batch, ids out of range, positions that do not follow on),
         NoSlotError (no room in the KV memory), DecodeAbortedError (``abort()``, or ``timeout`` seconds are over),
         DecodeError (anything else). A signal handler's exception, such as KeyboardInterrupt, is raised the same way.
-        A recurrent memory cannot step back: the sequences of the batch are empty then, and the message says so.
+        What cannot be brought back is empty then, never wrong: sequences with a recurrent state that the computation
+        had reached, or a sliding window that had moved on. The message and ``DecodeError.emptied`` say which.
+        A row of several sequences is computed once, for sequences that hold the same cells: InvalidArgumentError for
+        others, ModelCapabilityError with ``kv_unified=False`` or a recurrent model.
         """
         self.enter()
         try:
@@ -352,6 +363,7 @@ cdef class Context:
 
     cdef int run(self, Batch batch, bint encode, object timeout) except -1:
         cdef int32_t before[256]
+        cdef int32_t tails[256]
         cdef int code
         cdef int64_t deadline = 0
         if timeout is not None:
@@ -363,6 +375,9 @@ cdef class Context:
             batch.check_positions(before)
             self.keep_views()
             self.n_outputs = 0
+            if lr_memory_pending(self.ptr):
+                self.settle()
+            lr_memory_tails(self.ptr, tails)
             lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
             try:
                 if encode:
@@ -373,13 +388,14 @@ cdef class Context:
                         code = llama_decode(self.ptr, batch.c)
             except (RuntimeError, MemoryError, ValueError, IndexError) as error:
                 self.interrupt = None
+                typed = native_error(error, "decoding")
                 if is_abort(str(error)):
                     self.poisoned = str(error)
                 else:
-                    self.take_back(batch, before)
-                raise native_error(error, "decoding") from None
+                    typed.emptied = self.take_back(before, tails, True)
+                raise typed from None
             if code != 0:
-                self.fail(batch, before, code)
+                self.fail(batch, before, tails, code)
             memcpy(self.wants_output, batch.c.logits, batch.c.n_tokens)
             self.n_rows = batch.c.n_tokens
             self.n_outputs = batch.c.n_tokens if self.embeds else batch.n_outputs
@@ -409,6 +425,33 @@ cdef class Context:
                 f"the batch asks for {outputs} rows of output: this context gives n_outputs_max={self.n_outputs_max}"
             )
         batch.check_ids(self.n_vocab, self.n_seq_max)
+        if batch.seq_width > 1 and self.mem != NULL:
+            self.check_sharing(batch)
+        return 0
+
+    cdef int check_sharing(self, Batch batch) except -1:
+        """Upstream computes a row of several sequences from the cells of the first alone, whatever the others hold."""
+        cdef int16_t leader[256]
+        cdef int i, k, first, seq
+        memset(leader, 0xff, sizeof(leader))
+        for i in range(batch.c.n_tokens):
+            first = batch.c.seq_id[i][0]
+            for k in range(1, batch.c.n_seq_id[i]):
+                seq = batch.c.seq_id[i][k]
+                if leader[seq] == first:
+                    continue
+                leader[seq] = first
+                if not self.unified or self.memory_parts & (LR_MEMORY_FULL | LR_MEMORY_STATE) == LR_MEMORY_STATE:
+                    raise errors.ModelCapabilityError(
+                        f"row {i} belongs to several sequences: "
+                        + ("a recurrent model" if self.unified else "with kv_unified=False the memory")
+                        + " keeps each by itself; decode it for one and use seq_cp"
+                    )
+                if not lr_memory_same(self.ptr, first, seq):
+                    raise errors.InvalidArgumentError(
+                        f"row {i} belongs to sequences {first} and {seq}, which hold different cells: it would be "
+                        f"computed for {first} alone; use seq_cp to make one of them from the other"
+                    )
         return 0
 
     cdef void note_positions(self, Batch batch, int32_t *before) noexcept:
@@ -424,20 +467,32 @@ cdef class Context:
                 if before[seq] == -2:
                     before[seq] = llama_memory_seq_pos_max(self.mem, seq)
 
-    cdef int take_back(self, Batch batch, int32_t *before) except -1:
-        """Remove what a failed decode left behind; 1 when a sequence had to be emptied for it."""
-        cdef int seq, emptied = 0
-        for seq in range(MAX_SEQ):
-            # upstream rolls back by the first sequence id of each row only
-            if before[seq] != -2 and not llama_memory_seq_rm(self.mem, seq, before[seq] + 1, -1):
-                llama_memory_seq_rm(self.mem, seq, -1, -1)
-                emptied = 1
-        return emptied
+    cdef int settle(self) except -1:
+        """Move keys to their new positions now, and copy what is to be copied; the caller is inside."""
+        cdef char *error = NULL
+        cdef int result
+        with nogil:
+            result = lr_memory_flush(self.ptr, self.abort_state, &error)
+        if result != 0:
+            text = take_string(error)
+            if is_abort(text):
+                self.poisoned = text
+            raise native_error(RuntimeError(text), "applying pending changes of the KV memory")
+        return 0
 
-    cdef int fail(self, Batch batch, int32_t *before, int code) except -1:
+    cdef tuple take_back(self, const int32_t *before, const int32_t *tails, bint computed):
+        """Remove what a failed decode left behind; the sequences that had to be emptied for it."""
+        cdef uint8_t emptied[256]
+        cdef int seq
+        memset(emptied, 0, sizeof(emptied))
+        if self.mem != NULL:
+            lr_memory_take_back(self.ptr, before, tails, computed, emptied)
+        return tuple([seq for seq in range(MAX_SEQ) if emptied[seq]])
+
+    cdef int fail(self, Batch batch, const int32_t *before, const int32_t *tails, int code) except -1:
         """Raise the typed error for what ``llama_decode`` returned, with the memory as it was."""
-        emptied = self.take_back(batch, before)
-        note = "; its memory cannot step back, so the sequences of the batch are empty now" if emptied else ""
+        emptied = self.take_back(before, tails, code != 1 and code != -1)
+        note = f"; its memory cannot step back: empty now are sequences {list(emptied)}" if emptied else ""
         lines = drain_log()
         interrupt, self.interrupt = self.interrupt, None
         if interrupt is not None:
@@ -446,16 +501,16 @@ cdef class Context:
         if code == 1:
             raise errors.NoSlotError(
                 f"no room in the KV memory for {n} more tokens (n_ctx={self.n_ctx}): remove sequences or make n_ctx "
-                f"larger{note}", code
+                f"larger{note}", code, emptied
             ).with_log(lines)
         if code == 2:
-            raise errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code)
+            raise errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code, emptied)
         if code == -1:
             raise errors.InvalidArgumentError(
                 f"llama.cpp refused the batch of {n} rows{note}; its positions must follow on those of each sequence"
             ).with_log(lines)
         raise errors.DecodeError(
-            f"llama.cpp could not compute the batch of {n} rows (code {code}){note}", code
+            f"llama.cpp could not compute the batch of {n} rows (code {code}){note}", code, emptied
         ).with_log(lines)
 
     def abort(self):

@@ -11,8 +11,7 @@ from llama_runner._c.llama cimport (
     llama_state_seq_get_size,
     llama_state_seq_set_data,
 )
-from llama_runner._c.native cimport lr_memory_flush
-from llama_runner.core._native cimport drain_log, native_error, take_string
+from llama_runner.core._native cimport drain_log, native_error
 from llama_runner.core.context cimport Context
 
 from llama_runner import errors
@@ -38,13 +37,11 @@ cdef dict model_fingerprint(Context ctx):
 
 def get(Context ctx not None, int seq):
     """The container with the state of sequence ``seq``; the caller is inside ``ctx``."""
-    cdef char *error = NULL
     cdef size_t size, written
     cdef unsigned char[::1] view
     need_memory(ctx)
     # a shift or copy is pending until the next decode; saving now would save the keys from before it
-    if lr_memory_flush(ctx.ptr, &error) != 0:
-        raise native_error(RuntimeError(take_string(error)), "applying pending changes of the KV memory")
+    ctx.settle()
     try:
         with nogil:
             size = llama_state_seq_get_size(ctx.ptr, seq)
@@ -67,6 +64,8 @@ def set(Context ctx not None, int seq, blob):
     cdef size_t size = len(payload), used
     if size == 0:
         raise errors.StateError("the state is empty: not even that of an empty sequence is")
+    # a copy between streams that is still to be made would overwrite what is restored
+    ctx.settle()
     # upstream leaves the sequence as it is when the saved one is empty
     llama_memory_seq_rm(ctx.mem, seq, -1, -1)
     try:
