@@ -129,9 +129,23 @@ for kind in ("swa", "hybrid"):
 sweep("__init__ again", ctx.__init__, (model,))
 one = Context(model, n_ctx=256, n_threads=1)
 sweep("set_n_threads", one.set_n_threads, (1, 1))
-for name in ("logits", "embeddings", "embeddings_seq", "state_seq_get"):
+for name in ("logits", "embeddings", "embeddings_seq"):
     sweep(name, getattr(ctx, name), (0,))
-sweep("state_seq_set", ctx.state_seq_set, (0, ctx.state_seq_get(0)))
+import os, shutil, tempfile
+folder = tempfile.mkdtemp()
+os.chdir(folder)  # some bad values are file names
+at = os.path.join(folder, "state")
+partial = {"tokens": None, "partial": False}
+for name, arguments, extra in (
+        ("state_seq_get", (0,), {**partial, "on_device": False}), ("state_seq_size", (0,), partial),
+        ("state_seq_get_into", (0, bytearray(1 << 20)), partial), ("state_seq_save", (at, 0), partial),
+        ("state_seq_load", (at, 0), {}), ("state_seq_set", (0, ctx.state_seq_get(0)), {}),
+        ("state_size", (), {"tokens": None}), ("state_get", (), {"tokens": None}),
+        ("state_get_into", (bytearray(1 << 20),), {"tokens": None}), ("state_save", (at,), {"tokens": None}),
+        ("state_load", (at,), {}), ("state_set", (ctx.state_get(),), {})):
+    sweep(name, getattr(ctx, name), arguments, extra)
+os.chdir("/")
+shutil.rmtree(folder)
 batch = Batch(1)
 batch.add(300, 0, 0, True)
 sweep("decode", ctx.decode, (batch,), {"timeout": 5}, ctx.memory.clear)

@@ -30,6 +30,7 @@ from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.sampler import SamplerChain
+from llama_runner.core.state import DeviceState
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
@@ -38,6 +39,7 @@ __all__ = [
     "CellTable",
     "ChatTemplate",
     "Context",
+    "DeviceState",
     "Memory",
     "Model",
     "SamplerChain",

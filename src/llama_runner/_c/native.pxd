@@ -76,3 +76,9 @@ cdef extern from "llama_runner.h" nogil:
     void lr_memory_take_back(
         llama_context *ctx, const int32_t *before, const int32_t *tails, bool computed, uint8_t *emptied
     ) except +
+
+    int lr_state_check(
+        const llama_context *ctx, const uint8_t *data, size_t size, bool whole, bool partial, int32_t *first,
+        int32_t *last, char **error
+    )
+    bool lr_state_covers(const llama_context *ctx, int seq, int32_t first, int32_t last)

@@ -3,11 +3,12 @@ from libc.stdint cimport int8_t, int32_t
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_memory_t
 from llama_runner._c.native cimport lr_abort, lr_guard
 from llama_runner.core.batch cimport Batch
+from llama_runner.core.context_state cimport ContextState
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs
 
 
-cdef class Context:
+cdef class Context(ContextState):
     cdef llama_context *ptr
     cdef llama_memory_t mem  # NULL for models that keep none (encoders)
     cdef int memory_parts  # bits of lr_memory_part

@@ -69,6 +69,7 @@ from llama_runner._c.native cimport (
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error, take_string
 from llama_runner.core.batch cimport Batch
+from llama_runner.core.context_state cimport ContextState
 from llama_runner.core.context_params cimport MAX_THREADS, check_memory, context_params
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs, OutputView
@@ -117,7 +118,7 @@ cdef int on_poll(void *user_data) noexcept with gil:
 
 
 @cython.no_gc_clear  # a cycle must not take the model away before __dealloc__ has freed the context
-cdef class Context:
+cdef class Context(ContextState):
     """One compute graph and one KV memory over a model. Wraps ``llama_init_from_model``.
 
     Parameters
@@ -709,32 +710,5 @@ cdef class Context:
         self.enter()
         try:
             return state.fingerprint(self)
-        finally:
-            self.leave()
-
-    def state_seq_get(self, seq_id):
-        """The KV state of a sequence as bytes, in a container of ours with fingerprint and checksum.
-
-        Wraps ``llama_state_seq_get_data``, without the GIL; pending shifts are applied first.
-        """
-        from llama_runner.core import state
-
-        self.enter()
-        try:
-            return state.get(self, self.check_seq(seq_id))
-        finally:
-            self.leave()
-
-    def state_seq_set(self, seq_id, blob):
-        """Replace a sequence by a saved one. Wraps ``llama_state_seq_set_data``, without the GIL.
-
-        Raises StateError for bytes that are damaged, cut off, foreign, or of another model or KV type, before llama.cpp
-        reads them: the sequence is as it was. When llama.cpp has no room for the state, the sequence is empty.
-        """
-        from llama_runner.core import state
-
-        self.enter()
-        try:
-            state.set(self, self.check_seq(seq_id), blob)
         finally:
             self.leave()

@@ -141,6 +141,17 @@ LR_API void lr_memory_tails(const struct llama_context * ctx, int32_t * tails);
 LR_API void lr_memory_take_back(struct llama_context * ctx, const int32_t * before, const int32_t * tails, bool computed,
                                 uint8_t * emptied);
 
+// --- state.cpp: saved states, before llama.cpp reads them ------------------------------------------
+
+// Whether `data` is, byte for byte of its structure, what llama_state_seq_get_data_ext (or llama_state_get_data where
+// `whole`) writes for a memory like that of `ctx`. Returns 0 and the first and last position of a sequence (last is -1
+// when it is empty), or -1 with *error set. Only for memories with LR_MEMORY_LAYOUT_KNOWN.
+LR_API int lr_state_check(const struct llama_context * ctx, const uint8_t * data, size_t size, bool whole, bool partial,
+                          int32_t * first, int32_t * last, char ** error);
+
+// Whether the full part of the memory has every position from `first` to `last` of a sequence.
+LR_API bool lr_state_covers(const struct llama_context * ctx, int seq, int32_t first, int32_t last);
+
 #ifdef __cplusplus
 }
 #endif
