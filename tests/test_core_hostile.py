@@ -135,9 +135,23 @@ sweep("set_embeddings", one.set_embeddings, (True,))
 sweep("causal_attn", lambda bad: setattr(one, "causal_attn", bad), (True,))
 for name in ("synchronize", "perf", "perf_reset", "logits_matrix", "embeddings_matrix"):
     sweep(name, getattr(one, name))
-for name in ("logits", "embeddings", "embeddings_seq", "state_seq_get"):
+for name in ("logits", "embeddings", "embeddings_seq"):
     sweep(name, getattr(ctx, name), (0,))
-sweep("state_seq_set", ctx.state_seq_set, (0, ctx.state_seq_get(0)))
+import os, shutil, tempfile
+folder = tempfile.mkdtemp()
+os.chdir(folder)  # some bad values are file names
+at = os.path.join(folder, "state")
+partial = {"tokens": None, "partial": False}
+for name, arguments, extra in (
+        ("state_seq_get", (0,), {**partial, "on_device": False}), ("state_seq_size", (0,), partial),
+        ("state_seq_get_into", (0, bytearray(1 << 20)), partial), ("state_seq_save", (at, 0), partial),
+        ("state_seq_load", (at, 0), {}), ("state_seq_set", (0, ctx.state_seq_get(0)), {}),
+        ("state_size", (), {"tokens": None}), ("state_get", (), {"tokens": None}),
+        ("state_get_into", (bytearray(1 << 20),), {"tokens": None}), ("state_save", (at,), {"tokens": None}),
+        ("state_load", (at,), {}), ("state_set", (ctx.state_get(),), {})):
+    sweep(name, getattr(ctx, name), arguments, extra)
+os.chdir("/")
+shutil.rmtree(folder)
 batch = Batch(1)
 batch.add(300, 0, 0, True)
 sweep("decode", ctx.decode, (batch,), {"timeout": 5}, ctx.memory.clear)
@@ -185,7 +199,9 @@ for kind in ("llama", "swa", "mamba", "hybrid"):
                             "seq_div": (2, 5, 2), "seq_pos_min": (), "seq_pos_max": ()}.items():
         for seq in (0, 1):
             usable(other)
-            sweep(f"{kind} {name}", getattr(memory, name), (seq, *arguments))
+            extra = {"shared": False} if name in ("seq_add", "seq_div") else {}
+            sweep(f"{kind} {name}", getattr(memory, name), (seq, *arguments), extra)
+            sweep("cells", memory.cells)
             batch = Batch(1)
             batch.add(300, max(0, memory.seq_pos_max(0) + 1), 0, True)
             attempt("decode after " + name, other.decode, (batch,), {})

@@ -49,14 +49,17 @@ def ctx(tiny_model: TinyModelFactory) -> Context:
 CONTEXT_CALLS: dict[str, tuple] = {
     "decode": (one_row(),), "encode": (one_row(),), "set_n_threads": (1,), "logits": (), "embeddings": (),
     "embeddings_seq": (), "n_ctx_seq": (), "n_threads": (), "n_threads_batch": (), "memory_breakdown": (),
-    "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""),
+    "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""), "state_seq_size": (0,),
+    "state_seq_get_into": (0, bytearray(9)), "state_seq_save": ("x", 0), "state_seq_load": ("x", 0), "state_size": (),
+    "state_get": (), "state_get_into": (bytearray(9),), "state_set": (b"",), "state_save": ("x",), "state_load": ("x",),
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",
 }  # fmt: skip
 MEMORY_CALLS: dict[str, tuple] = {
     "seq_rm": (0,), "seq_cp": (0, 1), "seq_keep": (0,), "seq_add": (0, 0, 1, 1), "seq_div": (0, 0, 1, 2),
-    "seq_pos_min": (0,), "seq_pos_max": (0,), "clear": (), "can_shift": (),
+    "seq_pos_min": (0,), "seq_pos_max": (0,), "clear": (), "can_shift": (), "cells": (), "n_cells": (), "n_used": (),
+    "n_used_end": (),
 }  # fmt: skip
 MEMORY_HARMLESS = {"context"}
 MODEL_HARMLESS = {"close", "closed", "path", "vocab_only"}

@@ -139,11 +139,15 @@ class LlamaRuntimeError(LlamaRunnerError):
 
 
 class DecodeError(LlamaRuntimeError, RuntimeError):
-    """``llama_decode`` or ``llama_encode`` failed; ``code`` is what it returned."""
+    """``llama_decode`` or ``llama_encode`` failed; ``code`` is what it returned.
 
-    def __init__(self, message: str, code: int = 0):
+    ``emptied`` has the sequences that could not be brought back to where they were, and are empty now.
+    """
+
+    def __init__(self, message: str, code: int = 0, emptied: tuple[int, ...] = ()):
         super().__init__(message)
         self.code = code
+        self.emptied = emptied
 
 
 class NoSlotError(DecodeError):

@@ -23,6 +23,7 @@ except ImportError as error:
         "this is broken: reinstall it."
     ) from error
 
+from llama_runner.cells import CellTable
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
@@ -31,14 +32,17 @@ from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
 from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
+from llama_runner.core.state import DeviceState
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
+    "CellTable",
     "ChatTemplate",
     "Context",
     "ContextPerf",
+    "DeviceState",
     "Memory",
     "Model",
     "SamplerChain",

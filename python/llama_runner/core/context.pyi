@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
 from llama_runner.core.batch import Batch
+from llama_runner.core.context_state import ContextState
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
@@ -18,7 +19,7 @@ class _MemoryBreakdown(TypedDict):
     compute: int
 
 @disjoint_base
-class Context:
+class Context(ContextState):
     def __init__(
         self,
         model: Model,
@@ -105,5 +106,3 @@ class Context:
     def memory_breakdown(self) -> _MemoryBreakdown: ...
     @property
     def fingerprint(self) -> dict[str, Any]: ...
-    def state_seq_get(self, seq_id: SupportsIndex) -> bytes: ...
-    def state_seq_set(self, seq_id: SupportsIndex, blob: bytes | bytearray | memoryview) -> None: ...

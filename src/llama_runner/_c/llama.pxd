@@ -462,6 +462,9 @@ cdef extern from "llama.h" nogil:
         llama_token *tokens_out,
         size_t n_token_capacity,
         size_t *n_token_count_out) except +
+    enum:
+        LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+        LLAMA_STATE_SEQ_FLAGS_ON_DEVICE
     ctypedef uint32_t llama_state_seq_flags
 
     size_t llama_state_seq_get_size_ext(

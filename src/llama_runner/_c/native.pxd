@@ -2,6 +2,7 @@
 
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type
@@ -37,7 +38,6 @@ cdef extern from "llama_runner.h" nogil:
 
     ggml_backend_buffer_t lr_outputs_swap(llama_context *ctx, ggml_backend_buffer_t spare)
     void lr_outputs_free(ggml_backend_buffer_t buffer)
-    int lr_memory_flush(llama_context *ctx, char **error)
     bool lr_flash_attn(const llama_context *ctx)
     void lr_memory_breakdown(const llama_context *ctx, size_t *model, size_t *context, size_t *compute) except +
     size_t lr_kv_bytes_per_cell(const llama_model *model, ggml_type type_k, ggml_type type_v) except +
@@ -82,3 +82,37 @@ cdef extern from "llama_runner.h" nogil:
     int lr_top_logprobs(
         const lr_rows *rows, int64_t k, int32_t *ids, float *out, int n_threads, int64_t *bad_row)
     int lr_argmax(const lr_rows *rows, int32_t *ids, int n_threads, int64_t *bad_row)
+    cdef enum lr_memory_part:
+        LR_MEMORY_FULL
+        LR_MEMORY_WINDOW
+        LR_MEMORY_STATE
+        LR_MEMORY_LAYOUT_KNOWN
+    int lr_memory_kind(const llama_context *ctx)
+    int lr_memory_streams(const llama_context *ctx, int part)
+    uint32_t lr_memory_window(const llama_context *ctx)
+    void lr_memory_use(
+        const llama_context *ctx, int part, int stream, uint32_t *size, uint32_t *used, uint32_t *end
+    )
+    void lr_memory_cells(
+        const llama_context *ctx, int part, int stream, int words, int32_t *pos, uint64_t *seqs
+    ) except +
+    bool lr_memory_pending(const llama_context *ctx)
+    int lr_memory_flush(llama_context *ctx, lr_abort *abort, char **error)
+    int lr_memory_shared(const llama_context *ctx, int seq, int32_t p0, int32_t p1)
+    bool lr_memory_same(const llama_context *ctx, int a, int b)
+    bool lr_memory_window_holds(const llama_context *ctx, int seq, int32_t p0, int32_t end)
+    bool lr_memory_move_holds(
+        const llama_context *ctx, int seq, int32_t p0, int32_t p1, int32_t delta, int32_t divisor
+    )
+    void lr_memory_seq_div(llama_context *ctx, int seq, int32_t p0, int32_t p1, int32_t divisor) except +
+    bool lr_memory_rolled_back(const llama_context *ctx, int seq)
+    void lr_memory_tails(const llama_context *ctx, int32_t *tails)
+    void lr_memory_take_back(
+        llama_context *ctx, const int32_t *before, const int32_t *tails, bool computed, uint8_t *emptied
+    ) except +
+
+    int lr_state_check(
+        const llama_context *ctx, const uint8_t *data, size_t size, bool whole, bool partial, int32_t *first,
+        int32_t *last, char **error
+    )
+    bool lr_state_covers(const llama_context *ctx, int seq, int32_t first, int32_t last)

@@ -3,13 +3,15 @@ from libc.stdint cimport int8_t, int32_t, int64_t
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_memory_t
 from llama_runner._c.native cimport lr_abort, lr_facts, lr_guard
 from llama_runner.core.batch cimport Batch
+from llama_runner.core.context_state cimport ContextState
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs
 
 
-cdef class Context:
+cdef class Context(ContextState):
     cdef llama_context *ptr
     cdef llama_memory_t mem  # NULL for models that keep none (encoders)
+    cdef int memory_parts  # bits of lr_memory_part
     cdef lr_guard *guard  # exclusive in every call: one context, one thread
     cdef lr_abort *abort_state
     cdef readonly Model model  # held: the context reads its weights
@@ -38,6 +40,7 @@ cdef class Context:
     cdef int compute(self, Batch batch, bint encode, int32_t *before, int64_t deadline) except -1
     cdef void note_output(self, Batch batch, bint encode) noexcept
     cdef int keep_views(self) except -1
+    cdef int settle(self) except -1
     cdef int any_output(self) except -1
     cdef int check_logits(self) except -1
     cdef int check_embeddings(self) except -1

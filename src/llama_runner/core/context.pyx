@@ -61,12 +61,17 @@ from llama_runner._c.native cimport (
     lr_guard_try_exclusive,
     lr_guard_try_shared,
     lr_memory_breakdown,
+    lr_memory_flush,
+    lr_memory_kind,
+    lr_memory_pending,
+    lr_memory_tails,
     lr_outputs_swap,
 )
-from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error
+from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error, take_string
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.context_params cimport MAX_THREADS, check_memory, check_pooling, context_params
-from llama_runner.core.decoding cimport check_rows, decode_error, note_positions, take_back
+from llama_runner.core.context_state cimport ContextState
+from llama_runner.core.decoding cimport check_rows, check_sharing, decode_error, note_positions, take_back
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs, OutputView
 
@@ -130,7 +135,7 @@ cdef dict settings(llama_context_params params, bint flash_attn):
 
 
 @cython.no_gc_clear  # a cycle must not take the model away before __dealloc__ has freed the context
-cdef class Context:
+cdef class Context(ContextState):
     """One compute graph and one KV memory over a model. Wraps ``llama_init_from_model``.
 
     Parameters
@@ -255,6 +260,7 @@ cdef class Context:
         """What the context is like, so that most getters need not ask llama.cpp; refuses what it cannot compute."""
         lr_context_facts(self.ptr, &self.facts)
         self.mem = llama_get_memory(self.ptr)
+        self.memory_parts = lr_memory_kind(self.ptr)
         check_pooling(model, self.facts.pooling)
         # without a memory a model is an encoder, and those never mask what comes later
         self.causal = self.mem != NULL and llama_get_causal_attn(self.ptr)
@@ -371,7 +377,10 @@ cdef class Context:
         InvalidArgumentError (empty or too large a batch, ids out of range, positions that do not follow on),
         NoSlotError (no room in the KV memory), DecodeAbortedError (``abort()``, or ``timeout`` seconds are over),
         DecodeError (anything else). A signal handler's exception, such as KeyboardInterrupt, is raised the same way.
-        A recurrent memory cannot step back: the sequences of the batch are empty then, and the message says so.
+        What cannot be brought back is empty then, never wrong: sequences with a recurrent state that the computation
+        had reached, or a sliding window that had moved on. The message and ``DecodeError.emptied`` say which.
+        A row of several sequences is computed once, for sequences that hold the same cells: InvalidArgumentError for
+        others, ModelCapabilityError with ``kv_unified=False`` or a recurrent model.
         A model with encoder and decoder attends to what ``encode`` read last, of the same sequence.
         """
         self.enter()
@@ -431,14 +440,34 @@ cdef class Context:
                         raise errors.InvalidArgumentError(
                             f"row {i} is of sequence {batch.c.seq_id[i][k]}: encode() something for it first"
                         )
+        if batch.seq_width > 1 and self.mem != NULL:
+            check_sharing(self.ptr, batch, self.unified, self.memory_parts)
+        return 0
+
+    cdef int settle(self) except -1:
+        """Move keys to their new positions now, and copy what is to be copied; the caller is inside."""
+        cdef char *error = NULL
+        cdef int result
+        with nogil:
+            result = lr_memory_flush(self.ptr, self.abort_state, &error)
+        if result != 0:
+            text = take_string(error)
+            if is_abort(text):
+                self.poisoned = text
+            raise native_error(RuntimeError(text), "applying pending changes of the KV memory")
         return 0
 
     cdef int compute(self, Batch batch, bint encode, int32_t *before, int64_t deadline) except -1:
         """The native call; when it fails, the memory is as it was before."""
         cdef llama_batch given = batch.as_given(self.facts.n_pos)
+        cdef int32_t tails[256]
         cdef int code
         self.keep_views()
         self.n_outputs = 0
+        if self.mem != NULL:
+            if lr_memory_pending(self.ptr):
+                self.settle()
+            lr_memory_tails(self.ptr, tails)
         lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
         try:
             with nogil:
@@ -447,13 +476,14 @@ cdef class Context:
                     llama_synchronize(self.ptr)  # or upstream takes several single rows for a prompt
         except (RuntimeError, MemoryError, ValueError, IndexError) as error:
             self.interrupt = None
+            typed = native_error(error, "decoding")
             if is_abort(str(error)):
                 self.poisoned = str(error)
             else:
-                take_back(self.mem, before)
-            raise native_error(error, "decoding") from None
+                typed.emptied = take_back(self.ptr, self.mem, before, tails, True)
+            raise typed from None
         if code != 0:
-            emptied = take_back(self.mem, before)
+            emptied = take_back(self.ptr, self.mem, before, tails, code != 1 and code != -1)
             interrupt, self.interrupt = self.interrupt, None
             failed = decode_error(code, batch.c.n_tokens, self.n_ctx, emptied)
             raise interrupt if interrupt is not None else failed
@@ -822,32 +852,5 @@ cdef class Context:
         self.enter()
         try:
             return state.fingerprint(self)
-        finally:
-            self.leave()
-
-    def state_seq_get(self, seq_id):
-        """The KV state of a sequence as bytes, in a container of ours with fingerprint and checksum.
-
-        Wraps ``llama_state_seq_get_data``, without the GIL; pending shifts are applied first.
-        """
-        from llama_runner.core import state
-
-        self.enter()
-        try:
-            return state.get(self, self.check_seq(seq_id))
-        finally:
-            self.leave()
-
-    def state_seq_set(self, seq_id, blob):
-        """Replace a sequence by a saved one. Wraps ``llama_state_seq_set_data``, without the GIL.
-
-        Raises StateError for bytes that are damaged, cut off, foreign, or of another model or KV type, before llama.cpp
-        reads them: the sequence is as it was. When llama.cpp has no room for the state, the sequence is empty.
-        """
-        from llama_runner.core import state
-
-        self.enter()
-        try:
-            state.set(self, self.check_seq(seq_id), blob)
         finally:
             self.leave()

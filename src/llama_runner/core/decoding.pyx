@@ -1,9 +1,16 @@
 """What comes before and after ``llama_decode``: checks of a batch, and the memory put right when it failed."""
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int16_t, int32_t, uint8_t
+from libc.string cimport memset
 
-from llama_runner._c.llama cimport llama_memory_seq_pos_max, llama_memory_seq_rm, llama_memory_t
-from llama_runner._c.native cimport lr_facts
+from llama_runner._c.llama cimport llama_context, llama_memory_seq_pos_max, llama_memory_t
+from llama_runner._c.native cimport (
+    LR_MEMORY_FULL,
+    LR_MEMORY_STATE,
+    lr_facts,
+    lr_memory_same,
+    lr_memory_take_back,
+)
 from llama_runner.core._native cimport drain_log
 from llama_runner.core.batch cimport Batch
 
@@ -89,32 +96,57 @@ cdef void note_positions(llama_memory_t mem, Batch batch, int32_t *before) noexc
                 before[seq] = llama_memory_seq_pos_max(mem, seq)
 
 
-cdef int take_back(llama_memory_t mem, const int32_t *before) except -1:
-    """Remove what a failed decode left behind; 1 when a sequence had to be emptied for it."""
-    cdef int seq, emptied = 0
-    for seq in range(MAX_SEQ):
-        # upstream rolls back by the first sequence id of each row only
-        if before[seq] != -2 and not llama_memory_seq_rm(mem, seq, before[seq] + 1, -1):
-            llama_memory_seq_rm(mem, seq, -1, -1)
-            emptied = 1
-    return emptied
+cdef int check_sharing(llama_context *ctx, Batch batch, bint unified, int memory_parts) except -1:
+    """Upstream computes a row of several sequences from the cells of the first alone, whatever the others hold."""
+    cdef int16_t leader[256]
+    cdef int i, k, first, seq
+    memset(leader, 0xff, sizeof(leader))
+    for i in range(batch.c.n_tokens):
+        first = batch.c.seq_id[i][0]
+        for k in range(1, batch.c.n_seq_id[i]):
+            seq = batch.c.seq_id[i][k]
+            if leader[seq] == first:
+                continue
+            leader[seq] = first
+            if not unified or memory_parts & (LR_MEMORY_FULL | LR_MEMORY_STATE) == LR_MEMORY_STATE:
+                raise errors.ModelCapabilityError(
+                    f"row {i} belongs to several sequences: "
+                    + ("a recurrent model" if unified else "with kv_unified=False the memory")
+                    + " keeps each by itself; decode it for one and use seq_cp"
+                )
+            if not lr_memory_same(ctx, first, seq):
+                raise errors.InvalidArgumentError(
+                    f"row {i} belongs to sequences {first} and {seq}, which hold different cells: it would be "
+                    f"computed for {first} alone; use seq_cp to make one of them from the other"
+                )
+    return 0
 
 
-cdef object decode_error(int code, int n_rows, int n_ctx, bint emptied):
+cdef tuple take_back(llama_context *ctx, llama_memory_t mem, const int32_t *before, const int32_t *tails, bint computed):
+    """Remove what a failed decode left behind; the sequences that had to be emptied for it."""
+    cdef uint8_t emptied[256]
+    cdef int seq
+    memset(emptied, 0, sizeof(emptied))
+    if mem != NULL:
+        lr_memory_take_back(ctx, before, tails, computed, emptied)
+    return tuple([seq for seq in range(MAX_SEQ) if emptied[seq]])
+
+
+cdef object decode_error(int code, int n_rows, int n_ctx, tuple emptied):
     """The typed error for what ``llama_decode`` returned."""
-    note = "; its memory cannot step back, so the sequences of the batch are empty now" if emptied else ""
+    note = f"; its memory cannot step back: empty now are sequences {list(emptied)}" if emptied else ""
     lines = drain_log()
     if code == 1:
         return errors.NoSlotError(
             f"no room in the KV memory for {n_rows} more tokens (n_ctx={n_ctx}): remove sequences or make n_ctx "
-            f"larger{note}", code
+            f"larger{note}", code, emptied
         ).with_log(lines)
     if code == 2:
-        return errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code)
+        return errors.DecodeAbortedError(f"the decode was stopped by abort() or its timeout{note}", code, emptied)
     if code == -1:
         return errors.InvalidArgumentError(
             f"llama.cpp refused the batch of {n_rows} rows{note}; its positions must follow on those of each sequence"
         ).with_log(lines)
     return errors.DecodeError(
-        f"llama.cpp could not compute the batch of {n_rows} rows (code {code}){note}", code
+        f"llama.cpp could not compute the batch of {n_rows} rows (code {code}){note}", code, emptied
     ).with_log(lines)

@@ -69,10 +69,6 @@ LR_API void       lr_abort_request(lr_abort * abort);  // from any thread
 LR_API ggml_backend_buffer_t lr_outputs_swap(struct llama_context * ctx, ggml_backend_buffer_t spare);
 LR_API void                  lr_outputs_free(ggml_backend_buffer_t buffer);
 
-// Applies pending shifts and copies of the KV memory, which llama.cpp otherwise leaves until the next decode.
-// Returns 0, or -1 with *error set.
-LR_API int lr_memory_flush(struct llama_context * ctx, char ** error);
-
 // Whether flash attention is in use, AUTO resolved: it lays the cached values out differently.
 LR_API bool lr_flash_attn(const struct llama_context * ctx);
 
@@ -151,6 +147,65 @@ LR_API int lr_logprobs(const lr_rows * rows, const int32_t * tokens, float * out
 LR_API int lr_top_logprobs(const lr_rows * rows, int64_t k, int32_t * ids, float * out, int n_threads,
                            int64_t * bad_row);
 LR_API int lr_argmax(const lr_rows * rows, int32_t * ids, int n_threads, int64_t * bad_row);
+// --- memory.cpp: what the cells of a context's memory hold ----------------------------------------
+
+// A memory has up to three parts; lr_memory_kind returns those that it has, as bits, and LR_MEMORY_LAYOUT_KNOWN when they
+// are all of it. A memory of another kind has no part here.
+enum lr_memory_part {
+    LR_MEMORY_FULL         = 1,  // cells of the layers that attend to everything
+    LR_MEMORY_WINDOW       = 2,  // cells of the layers with a sliding window
+    LR_MEMORY_STATE        = 4,  // states of recurrent layers, one for a sequence
+    LR_MEMORY_LAYOUT_KNOWN = 8,
+};
+LR_API int      lr_memory_kind(const struct llama_context * ctx);
+LR_API int      lr_memory_streams(const struct llama_context * ctx, int part);
+LR_API uint32_t lr_memory_window(const struct llama_context * ctx);  // positions that a window spans
+
+// Cells of one stream: how many there are, how many hold something, and one more than the highest of these.
+LR_API void lr_memory_use(const struct llama_context * ctx, int part, int stream, uint32_t * size, uint32_t * used,
+                          uint32_t * end);
+// For each cell of a stream its position, -1 where it is free, and `words` words of bits that say which sequences own it.
+// `seqs` is all zero before.
+LR_API void lr_memory_cells(const struct llama_context * ctx, int part, int stream, int words, int32_t * pos, uint64_t * seqs);
+
+// Whether keys wait to be moved to new positions; lr_memory_flush does that, and pending copies between streams, which
+// llama.cpp leaves until the next decode. No abort request is heard meanwhile. Returns 0, or -1 with *error set.
+LR_API bool lr_memory_pending(const struct llama_context * ctx);
+LR_API int  lr_memory_flush(struct llama_context * ctx, lr_abort * abort, char ** error);
+
+// Another sequence that owns a cell of this one in [p0, p1), or -1.
+LR_API int lr_memory_shared(const struct llama_context * ctx, int seq, int32_t p0, int32_t p1);
+
+// Whether two sequences own exactly the same cells.
+LR_API bool lr_memory_same(const struct llama_context * ctx, int a, int b);
+
+// Whether the windowed part still has every position of [p0, end) that a token at `end` attends to; and the same for the
+// token after the last once [p0, p1) has been moved by `delta`, or divided where `divisor` is more than 1.
+LR_API bool lr_memory_window_holds(const struct llama_context * ctx, int seq, int32_t p0, int32_t end);
+LR_API bool lr_memory_move_holds(const struct llama_context * ctx, int seq, int32_t p0, int32_t p1, int32_t delta,
+                                 int32_t divisor);
+LR_API void lr_memory_seq_div(struct llama_context * ctx, int seq, int32_t p0, int32_t p1, int32_t divisor);
+
+// Whether the state of a sequence is one from before its last tokens, chosen by llama_memory_seq_rm, until it is decoded.
+LR_API bool lr_memory_rolled_back(const struct llama_context * ctx, int seq);
+
+// After a decode that failed: removes what it left. `before` has the last position of each of the 256 sequences from
+// before it, -2 for one that was not in the batch, and `tails` what lr_memory_tails wrote then. `emptied[seq]` becomes 1
+// for a sequence that could not be brought back, and is empty now.
+LR_API void lr_memory_tails(const struct llama_context * ctx, int32_t * tails);
+LR_API void lr_memory_take_back(struct llama_context * ctx, const int32_t * before, const int32_t * tails, bool computed,
+                                uint8_t * emptied);
+
+// --- state.cpp: saved states, before llama.cpp reads them ------------------------------------------
+
+// Whether `data` is, byte for byte of its structure, what llama_state_seq_get_data_ext (or llama_state_get_data where
+// `whole`) writes for a memory like that of `ctx`. Returns 0 and the first and last position of a sequence (last is -1
+// when it is empty), or -1 with *error set. Only for memories with LR_MEMORY_LAYOUT_KNOWN.
+LR_API int lr_state_check(const struct llama_context * ctx, const uint8_t * data, size_t size, bool whole, bool partial,
+                          int32_t * first, int32_t * last, char ** error);
+
+// Whether the full part of the memory has every position from `first` to `last` of a sequence.
+LR_API bool lr_state_covers(const struct llama_context * ctx, int seq, int32_t first, int32_t last);
 
 #ifdef __cplusplus
 }

@@ -35,17 +35,6 @@ void lr_outputs_free(ggml_backend_buffer_t buffer) {
     ggml_backend_buffer_free(buffer);
 }
 
-int lr_memory_flush(llama_context * ctx, char ** error) {
-    try {
-        ctx->memory_update(false);
-        ctx->synchronize();
-        return 0;
-    } catch (const std::exception & e) {
-        *error = lr_copy_string(e.what());
-        return -1;
-    }
-}
-
 bool lr_flash_attn(const llama_context * ctx) {
     return ctx->get_cparams().flash_attn;
 }
