@@ -1,6 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain`` and
+``sample_rows``, ``Stepper``, ``ChatTemplate``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -28,6 +29,7 @@ from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
+from llama_runner.core.rows import apply_rows, sample_rows
 from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
@@ -41,7 +43,9 @@ __all__ = [
     "SamplerChain",
     "Stepper",
     "Vocab",
+    "apply_rows",
     "build_facts",
     "devices",
+    "sample_rows",
     "system_info",
 ]
