@@ -106,7 +106,10 @@ cdef class SamplerChain(SamplerLinks):
         if code == <int> LR_PICK_RULED_OUT:
             raise errors.SamplingError("every token is ruled out: the logits, biases or grammar leave no candidate")
         if code == <int> LR_PICK_OVERFLOW:
-            raise errors.SamplingError(f"{self!r} made numbers that no float32 holds: a temperature or penalty too extreme")
+            raise errors.SamplingError(
+                f"{self!r} made numbers that no float32 holds: a temperature or penalty is too extreme, or the best "
+                "candidate was ruled out by a bias after it had been sorted to the front"
+            )
         self.broken = lr_picker_error(self.picker).decode("utf-8", "replace")
         raise errors.SamplingError(f"a sampler failed: {self.broken}").with_log(drain_log())
 

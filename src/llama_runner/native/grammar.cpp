@@ -5,6 +5,7 @@
 #include "shared.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -18,7 +19,7 @@ namespace {
 constexpr int64_t MOST_STEPS  = 2'000'000;  // of llama.cpp's search for left recursion, which remembers nothing
 constexpr int     MOST_DEPTH  = 2000;       // and which goes down by recursion
 constexpr int64_t MOST_STACKS = 20'000;     // ways to go on that are followed at once, each compared with each
-constexpr size_t  WINDOW      = 1024;       // bytes of output that trigger patterns look at
+constexpr size_t  WINDOW      = 256;        // bytes of output that trigger patterns look at: their time grows by its square
 constexpr size_t  WHOLE       = 4096;       // the same for those that say where the output begins
 
 std::string brief(std::string text) {
@@ -183,8 +184,7 @@ struct grammar_deleter {
 using grammar_ptr = std::unique_ptr<llama_grammar, grammar_deleter>;
 
 // llama.cpp's own grammar sampler keeps its state to itself, and with it how long the text has become that its trigger
-// patterns are matched against: std::regex recurses for each character of it. This one does the same on the same
-// functions, and looks after that.
+// patterns are matched against at every token. This one does the same on the same functions, and looks after that.
 struct grammar_link {
     grammar_ptr now;
     grammar_ptr start;  // for reset
@@ -242,6 +242,10 @@ void grammar_accept(llama_sampler * smpl, llama_token token) {
 
 void grammar_apply(llama_sampler * smpl, llama_token_data_array * cur) {
     llama_grammar_apply_impl(*static_cast<grammar_link *>(smpl->ctx)->now, cur);
+    // upstream still calls candidates sorted whose best one is ruled out now, and divides by nothing in the next softmax
+    if (cur->size > 0 && cur->data[0].logit == -INFINITY) {
+        cur->sorted = false;
+    }
 }
 
 void grammar_reset(llama_sampler * smpl) {
@@ -287,6 +291,12 @@ llama_sampler * lr_grammar_new(const llama_vocab * vocab, const char * text, con
         if (!start) {
             throw std::runtime_error("llama.cpp refuses it");
         }
+#ifdef __GLIBCXX__
+        // libstdc++'s usual way recurses for each character and takes 2^n steps for some patterns; this one does neither
+        for (auto & trigger : start->trigger_patterns) {
+            trigger.regex.assign(trigger.pattern, std::regex::ECMAScript | std::regex_constants::__polynomial);
+        }
+#endif
         const bool whole = std::any_of(patterns, patterns + n_patterns, says_where_output_begins);
         grammar_ptr now = copy(start);
         return llama_sampler_init(&grammar_interface, new grammar_link{std::move(now), std::move(start), whole});

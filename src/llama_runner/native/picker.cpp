@@ -459,7 +459,7 @@ int lr_picker_redraw(lr_picker * picker, llama_sampler * link) {
             array   = {data, i < picker->n_single ? (size_t) 1 : (size_t) 2, -1, false};
             llama_sampler_apply(link, &array);
         }
-        llama_sampler_accept(link, LLAMA_TOKEN_NULL);  // none of these was meant
+        llama_sampler_accept(link, LLAMA_TOKEN_NULL - 1);  // none of these was meant
         return LR_PICK_DONE;
     });
 }
