@@ -26,7 +26,8 @@ DRIVER = '''
 import json, sys
 import numpy as np
 from llama_runner import errors
-from llama_runner.core import Batch, ChatTemplate, Context, Memory, Model, SamplerChain, Vocab
+from llama_runner.core import (
+    Batch, ChatTemplate, Context, Memory, Model, SamplerChain, Vocab, apply_rows, sample_rows)
 
 paths = json.loads(sys.argv[1])
 BAD = [
@@ -135,7 +136,8 @@ sweep("set_embeddings", one.set_embeddings, (True,))
 sweep("causal_attn", lambda bad: setattr(one, "causal_attn", bad), (True,))
 for name in ("synchronize", "perf", "perf_reset", "logits_matrix", "embeddings_matrix"):
     sweep(name, getattr(one, name))
-for name in ("logits", "embeddings", "embeddings_seq"):
+for name in ("logits", "embeddings", "embeddings_seq", "sampled_token", "sampled_logits",
+             "sampled_probs", "sampled_candidates"):
     sweep(name, getattr(ctx, name), (0,))
 import os, shutil, tempfile
 folder = tempfile.mkdtemp()
@@ -152,6 +154,7 @@ for name, arguments, extra in (
     sweep(name, getattr(ctx, name), arguments, extra)
 os.chdir("/")
 shutil.rmtree(folder)
+sweep("set_sampler", lambda *given: (ctx.set_sampler(*given), usable(ctx)), (1, None))
 batch = Batch(1)
 batch.add(300, 0, 0, True)
 sweep("decode", ctx.decode, (batch,), {"timeout": 5}, ctx.memory.clear)
@@ -214,7 +217,8 @@ flat = np.zeros(len(vocab), np.float32)
 for name, arguments in {"greedy": (), "dist": (1,), "mirostat_v2": (5.0, 0.1, 1), "top_k": (3,), "top_p": (0.9, 1),
         "min_p": (0.1, 1), "typical": (0.9, 1), "top_n_sigma": (1.0,), "xtc": (0.5, 0.1, 1, 1), "temp": (1.0,),
         "temp_ext": (1.0, 0.1, 1.0), "penalties": (vocab, 64, 1.0, 0.0, 0.0), "logit_bias": (vocab, {1: 1.0}),
-        "grammar": (vocab, 'root ::= "a"', "root")}.items():
+        "grammar": (vocab, 'root ::= "a"', "root"), "mirostat": (vocab, 5.0, 0.1, 100, 1), "adaptive_p": (0.5, 0.9, 1),
+        "dry": (vocab, 1.0, 1.75, 2, 64, ["a"])}.items():
     def build(*args, name=name, **options):
         # what is accepted must also work, and stay in range
         chain = getattr(SamplerChain(), name)(*args, **options).dist(1)
@@ -223,6 +227,18 @@ for name, arguments in {"greedy": (), "dist": (1,), "mirostat_v2": (5.0, 0.1, 1)
         chain.clone().reset()
     usable(ctx)
     sweep(name, build, arguments)
+sweep("infill", lambda *given: SamplerChain().top_k(9).infill(*given).dist(1).apply(flat), (vocab,))
+sweep("grammar_lazy", SamplerChain().grammar_lazy, (vocab, 'root ::= "a"', "root"), {"patterns": ["a"], "tokens": [5]})
+sweep("python", lambda *given, **options: SamplerChain().python(*given, **options).dist(1).clone().apply(flat),
+      (lambda logits, tokens: None,), {"clone": lambda function: function})
+for n, bad in enumerate(BAD):
+    attempt(f"python returns BAD[{n}]", SamplerChain().python(lambda *given: bad).greedy().apply, (flat,), {})
+sweep("remove", lambda i: SamplerChain().top_k(3).dist(1).remove(i), (0,))
+sweep("copy_from", SamplerChain().dist(1).copy_from, (SamplerChain().dist(1),))
+sweep("perf_reset", SamplerChain().perf_reset)
+usable(ctx)
+sweep("sample_rows", sample_rows, (ctx, [SamplerChain().dist(1)], [-1]), {"processor": None, "n_threads": 1})
+sweep("apply_rows", apply_rows, (flat[None], [SamplerChain().dist(1)]), {"n_threads": 1})
 chain = SamplerChain().penalties(vocab, presence=1.0).logit_bias(vocab, {5: 1.0}).dist(1)
 sweep("sample", chain.sample, (ctx, -1))
 sweep("apply", chain.apply, (flat,))

@@ -90,6 +90,37 @@ def test_mirostat_holds_the_surprise_down() -> None:
     assert means[3] > means[0] + 2
 
 
+def test_mirostat_1_holds_the_surprise_down(vocab: Vocab) -> None:
+    logits = np.random.default_rng(0).normal(scale=2, size=len(vocab)).astype(np.float32)
+    surprise = -np.log2(np.exp(logits) / np.exp(logits).sum())
+
+    def mean(tau: float) -> float:
+        return float(
+            surprise[draws(SamplerChain().mirostat(vocab, tau, 0.3, 50, 5), logits, 1500)[500:]].mean()
+        )
+
+    means = [mean(tau) for tau in (0.0, 3.0, 6.0)]
+    assert means == sorted(means)
+    assert means[2] > means[0] + 1
+
+
+def test_adaptive_p_draws_near_its_target() -> None:
+    def mean(target: float) -> float:
+        chain = SamplerChain().adaptive_p(target, 0.9, seed=3)
+        found = []
+        for _ in range(1000):
+            token = chain.apply(LOGITS)
+            chain.accept(token)
+            found.append(PROBABILITIES[token])
+        return float(np.mean(found))
+
+    low, middle, high = mean(0.05), mean(0.25), mean(0.5)
+    assert low < middle < high
+    assert high - low > 0.15
+    # negative: by probability alone
+    assert mean(-1.0) == pytest.approx(float((PROBABILITIES**2).sum()), abs=0.03)
+
+
 # ---------------------------------------------------------------------------------------------------- narrowing links
 
 
@@ -186,6 +217,47 @@ def test_logit_bias(ctx: Context, vocab: Vocab) -> None:
     )
 
 
+def test_dry_ends_a_repetition(vocab: Vocab) -> None:
+    flat = np.zeros(len(vocab), np.float32)
+    flat[304] = 1.0
+
+    def after(tokens: list[int], **options: object) -> int:
+        chain = SamplerChain().dry(vocab, 5.0, 1.75, 2, 64, **options).greedy()
+        for token in tokens:
+            chain.accept(token)
+        return chain.apply(flat)
+
+    repeated = [301, 302, 303, 304, 301, 302, 303]
+    assert after([301, 302, 303]) == 304
+    assert after(repeated) != 304  # it would be said a second time after 301 302 303
+    assert after([301, 304, 301]) == 304  # one token is no repetition yet
+    breaker = (
+        vocab.token_to_piece(303).decode()
+        if isinstance(vocab.token_to_piece(303), bytes)
+        else (vocab.token_to_piece(303))
+    )
+    assert after(repeated, breakers=[breaker]) == 304
+
+
+def test_infill_merges_what_begins_alike(vocab: Vocab) -> None:
+    flat = np.full(len(vocab), -30.0, np.float32)
+    flat[vocab.eos] = 5.0
+    flat[300] = 1.0
+    assert SamplerChain().top_k(20).infill(vocab).greedy().apply(flat) == vocab.eos
+    flat[vocab.eos] = -30.0
+    assert SamplerChain().top_k(20).infill(vocab).greedy().apply(flat) == 300
+    with pytest.raises(errors.InvalidArgumentError, match="top_k"):
+        SamplerChain().infill(vocab)
+    with pytest.raises(errors.InvalidArgumentError, match="top_k"):
+        SamplerChain().top_k(100_000).infill(vocab)
+    chain = SamplerChain().top_k(20).infill(vocab).greedy()
+    with pytest.raises(errors.InvalidArgumentError, match="infill"):
+        chain.remove(0)
+    chain.remove(1)
+    chain.remove(0)
+    assert chain.links == ("greedy",)
+
+
 # ---------------------------------------------------------------------------------------------------- state
 
 
@@ -204,6 +276,13 @@ def test_a_clone_goes_on_identically(vocab: Vocab) -> None:
         lambda: SamplerChain().mirostat_v2(seed=9),
         lambda: SamplerChain().grammar(vocab, "root ::= [a-z ]{200}").dist(9),
         lambda: SamplerChain().logit_bias(vocab, {int(logits.argmax()): float("-inf")}).dist(9),
+        lambda: SamplerChain().mirostat(vocab, seed=9),
+        lambda: SamplerChain().dry(vocab, 2.0, breakers=["a", ". "]).dist(9),
+        lambda: SamplerChain().min_p(0.01).adaptive_p(0.3, seed=9),
+        lambda: SamplerChain().min_p(0.9).adaptive_p(0.3, seed=9),
+        lambda: SamplerChain().adaptive_p(-1.0, seed=9),
+        lambda: SamplerChain().top_k(40).infill(vocab).dist(9),
+        lambda: SamplerChain().grammar_lazy(vocab, "root ::= [a-z ]{200}", patterns=["no such text"]).dist(9),
     ]
     for make in makers:
         first = make()
@@ -213,10 +292,18 @@ def test_a_clone_goes_on_identically(vocab: Vocab) -> None:
         assert repr(second) == repr(first)
         assert len(second) == len(first)
         assert second.seed == first.seed
+        third = make()
+        third.accept(int(vocab.tokenize("a", add_special=False)[-1]))
+        third.copy_from(first)
         following = [step(first) for _ in range(40)]
         assert [step(second) for _ in range(40)] == following  # the first's steps did not move the second
+        assert [step(third) for _ in range(40)] == following
         first.reset()
-        assert [step(first) for _ in range(40)] != following
+        again = [step(first) for _ in range(60)]
+        fresh = make()
+        assert [step(fresh) for _ in range(60)] == again
+        if "infill" not in repr(first) and "min_p(0.9)" not in repr(first):
+            assert again[:40] != following
 
 
 def test_reset_starts_over() -> None:
@@ -234,6 +321,125 @@ def test_sample_accepts_and_apply_does_not(ctx: Context, vocab: Vocab) -> None:
     assert chain.apply(ctx.logits()) == best
     assert chain.sample(ctx) == best
     assert chain.sample(ctx) != best
+
+
+def test_copy_from_wants_the_same_links(vocab: Vocab) -> None:
+    chain = SamplerChain().top_k(40).dist(1)
+    for other in (
+        SamplerChain(),
+        SamplerChain().top_k(40),
+        SamplerChain().top_k(41).dist(1),
+        SamplerChain().top_k(40).dist(2),
+        SamplerChain().top_k(40).greedy(),
+        SamplerChain().dist(1).top_k(40),
+        SamplerChain().penalties(vocab, last_n=3, presence=1.0).dist(1),
+    ):
+        with pytest.raises(errors.InvalidArgumentError, match="other"):
+            chain.copy_from(other)
+    same = SamplerChain().top_k(40).dist(1)
+    ahead = draws(chain)
+    chain.copy_from(same)
+    assert draws(chain) == ahead
+    chain.copy_from(chain)
+    with pytest.raises(TypeError):
+        chain.copy_from(None)
+
+
+def test_copy_from_mends_a_broken_chain(vocab: Vocab) -> None:
+    chain = SamplerChain().grammar(vocab, 'root ::= "ab"').greedy()
+    saved = chain.clone()
+    with pytest.raises(errors.SamplingError):
+        chain.accept(vocab.eos)
+    with pytest.raises(errors.SamplingError, match="reset"):
+        saved.copy_from(chain)
+    chain.copy_from(saved)
+    assert chain.apply(np.zeros(len(vocab), np.float32)) == saved.apply(np.zeros(len(vocab), np.float32))
+
+
+def test_adaptive_p_is_not_copied_between_draw_and_accept() -> None:
+    chain = SamplerChain().adaptive_p(0.3, seed=1)
+    token = chain.apply(LOGITS)
+    for call in (chain.clone, lambda: SamplerChain().adaptive_p(0.3, seed=1).copy_from(chain)):
+        with pytest.raises(errors.SamplingError, match="accept"):
+            call()
+    chain.accept(token)
+    assert chain.clone().apply(LOGITS) == chain.apply(LOGITS)
+    chain.reset()
+    chain.clone()
+
+
+def test_links_can_be_removed(vocab: Vocab) -> None:
+    chain = SamplerChain().penalties(vocab, presence=1.0).top_k(1).temp(0.5).dist(1)
+    for bad in (4, -5, 2**31 - 1):
+        with pytest.raises(errors.IndexOutOfRangeError, match="4 links"):
+            chain.remove(bad)
+    chain.remove(0)
+    assert support(chain) == {0}  # no vocabulary any more: five logits will do
+    chain.remove(-3)
+    assert chain.links == ("temp(0.5)", "dist")
+    assert len(support(chain)) > 1
+    chain.remove(-1)
+    with pytest.raises(errors.InvalidArgumentError, match="greedy"):
+        chain.apply(LOGITS)
+    chain.greedy()
+    assert chain.names == ("temp", "greedy")
+    assert chain.apply(LOGITS) == 0
+
+
+def test_a_grammar_that_is_removed_lets_its_model_go(tiny_model: TinyModelFactory) -> None:
+    with Model(tiny_model("llama")) as model:
+        chain = SamplerChain().grammar(model.vocab, 'root ::= "a"').greedy()
+    with pytest.raises(errors.ClosedError):
+        chain.apply(np.zeros(548, np.float32))
+    with pytest.raises(errors.ClosedError):
+        chain.remove(0)
+
+
+def test_names_are_llama_cpps(vocab: Vocab) -> None:
+    chain = SamplerChain().top_k(0).top_p(1.0).min_p(0.1).penalties(vocab, repeat=1.1).dist(1)
+    assert chain.names == ("?top-k", "?top-p", "min-p", "penalties", "dist")
+    assert chain.links == ("top_k(0)", "top_p(1.0)", "min_p(0.1)", "penalties", "dist")
+
+
+def test_perf_counts() -> None:
+    for perf in (True, False):
+        chain = SamplerChain(perf=perf).top_k(1000).dist(1)
+        logits = np.random.default_rng(0).normal(size=500_000).astype(np.float32)
+        for _ in range(3):
+            chain.accept(chain.apply(logits))
+        assert chain.perf["n_sample"] == 3
+        assert (chain.perf["sample_ms"] > 0) == perf
+        assert chain.clone().perf["n_sample"] == 0
+        chain.perf_reset()
+        assert chain.perf == {"sample_ms": 0.0, "n_sample": 0}
+
+
+def test_a_chain_is_for_one_vocabulary(vocab: Vocab, tiny_model: TinyModelFactory) -> None:
+    other = Model(tiny_model("llama", vocab="bpe")).vocab
+    assert len(other) != len(vocab)
+    for add in (
+        lambda chain, v: chain.penalties(v, presence=1.0),
+        lambda chain, v: chain.logit_bias(v, {5: 1.0}),
+        lambda chain, v: chain.grammar(v, "root ::= [a-z]+"),
+        lambda chain, v: chain.dry(v, 1.0),
+        lambda chain, v: chain.top_k(9).infill(v),
+        lambda chain, v: chain.mirostat(v),
+    ):
+        chain = add(SamplerChain(), vocab)
+        n = len(chain)
+        with pytest.raises(errors.InvalidArgumentError, match="vocabulary"):
+            chain.penalties(other)
+        with pytest.raises(errors.InvalidArgumentError, match="vocabulary"):
+            add(chain, other).dist(1)
+        assert len(chain) <= n + 1
+        chain.dist(1)
+        for size in (len(other), 5):
+            with pytest.raises(errors.InvalidArgumentError, match=f"{size} logits"):
+                chain.apply(np.zeros(size, np.float32))
+        for token in (len(vocab), 2**31 - 1):
+            with pytest.raises(errors.IndexOutOfRangeError, match=str(token)):
+                chain.accept(token)
+        chain.apply(np.zeros(len(vocab), np.float32))
 
 
 def test_links_are_listed() -> None:
@@ -270,6 +476,20 @@ def test_nothing_left_to_select(ctx: Context, vocab: Vocab) -> None:
     only = np.full(8, -np.inf, np.float32)
     only[6] = -50.0
     assert support(SamplerChain().dist(1), only) == {6}
+
+
+def test_numbers_that_no_float32_holds() -> None:
+    for chain in (SamplerChain().temp(1e-38).dist(1), SamplerChain().temp(1e-38).greedy()):
+        with pytest.raises(errors.SamplingError, match="float32"):
+            chain.apply(np.array([1, 20, 3], np.float32))
+        assert chain.apply(np.array([-1, 0, -2], np.float32) * 1e-3) == 1
+    for chain in (SamplerChain().greedy(), SamplerChain().top_k(2).dist(1), SamplerChain().dist(1),
+                  SamplerChain().min_p(0.1).dist(1)):  # fmt: skip
+        for at in (0, 1, 40, 99):
+            row = np.zeros(100, np.float32)
+            row[at] = np.inf
+            with pytest.raises(errors.SamplingError, match="inf"):
+                chain.apply(row)
 
 
 @pytest.mark.parametrize(
@@ -344,6 +564,26 @@ def test_values_out_of_range_add_no_link(name: str) -> None:
 
 def test_penalties_and_biases_out_of_range(vocab: Vocab) -> None:
     chain = SamplerChain()
+    for bad in ({"multiplier": -1}, {"multiplier": NAN}, {"base": 0.5}, {"allowed_length": -1}, {"last_n": 2**31},
+                {"breakers": [""]}, {"breakers": ["x" * 41]}, {"breakers": ["x"] * 65}, {"breakers": ["a\0"]}):  # fmt: skip
+        with pytest.raises(errors.InvalidArgumentError, match=next(iter(bad))):
+            chain.dry(vocab, **{"multiplier": 1.0, **bad})
+    for wrong in (None, 3, "abc", b"abc", [3], [None]):
+        with pytest.raises(errors.ArgumentTypeError, match="breakers"):
+            chain.dry(vocab, 1.0, breakers=wrong)
+    for bad in ({"tau": -1}, {"eta": NAN}, {"m": 1}, {"m": 0}, {"seed": -1}):
+        with pytest.raises(errors.InvalidArgumentError, match=next(iter(bad))):
+            chain.mirostat(vocab, **bad)
+    for bad in (
+        {"target": 1.5},
+        {"target": -2},
+        {"target": NAN},
+        {"decay": 1.0},
+        {"decay": -0.1},
+        {"seed": 2**32},
+    ):
+        with pytest.raises(errors.InvalidArgumentError, match=next(iter(bad))):
+            chain.adaptive_p(**{"target": 0.5, **bad})
     for options in ({"last_n": -1}, {"last_n": 2**31}, {"repeat": 0}, {"repeat": NAN}, {"frequency": INF}):
         with pytest.raises(errors.InvalidArgumentError, match=next(iter(options))):
             chain.penalties(vocab, **options)

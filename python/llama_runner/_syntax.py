@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import re
 
+from llama_runner._check import check_text
 from llama_runner.errors import InvalidArgumentError
 
-__all__ = ["check_grammar", "check_template"]
+__all__ = ["check_grammar", "check_template", "check_trigger"]
 
 MAX_DEPTH = 200
 MAX_RULES = 10_000
+MAX_ELEMENTS = 1_000_000  # of a grammar whose repetitions are written out, at 8 bytes each in several copies
+MAX_REPEAT = 2000  # llama.cpp's own bound
+MAX_TRIGGER = 1000
+MAX_TRIGGER_DEPTH = 16
 MAX_TEMPLATE = 128 * 1024
 
 # what is no structure: literals, character classes, comments
-_GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*')
-_REPEAT = re.compile(rb"\{\s*(\d+)\s*,\s*(\d+)\s*\}")
+_GRAMMAR_TEXT = re.compile(
+    rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL
+)
+_REPEAT = re.compile(rb"(\x00+|.)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
 _TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _BLOCK = re.compile(rb"\{%[-+]?\s*(end)?(?:if|for|macro|call|filter|generation)\b")
 
@@ -23,18 +30,38 @@ def check_grammar(text: bytes) -> None:
     """Refuse a GBNF grammar that is empty, nested or chained too deeply, or repeats backwards."""
     if not text.strip():
         raise InvalidArgumentError("grammar is empty: write at least a rule named root")
-    structure = _GRAMMAR_TEXT.sub(b"", text)
+    # what a literal or a class holds counts by its length: NUL bytes, of which the text has none
+    structure = _GRAMMAR_TEXT.sub(lambda found: b"" if found[0][:1] == b"#" else b"\0" * len(found[0]), text)
     depth = deepest(structure, b"(", b")")
     if depth > MAX_DEPTH:
         raise InvalidArgumentError(f"the grammar nests {depth} parentheses: at most {MAX_DEPTH}")
     rules = structure.count(b"::=")
     if rules > MAX_RULES:
         raise InvalidArgumentError(f"the grammar has {rules} rules: at most {MAX_RULES}")
-    for low, high in _REPEAT.findall(structure):
-        if int(low[:30]) > int(high[:30]):
+    elements = len(text)
+    for item, low, _, high in _REPEAT.findall(structure):
+        if high and int(low[:30]) > int(high[:30]):
             raise InvalidArgumentError(
                 f"the grammar repeats {{{low.decode()},{high.decode()}}}: the first is the smaller"
             )
+        times = max(int(low[:30]), int(high[:30] or 0))
+        elements += len(item) * min(times, MAX_REPEAT)
+    if elements > MAX_ELEMENTS:
+        raise InvalidArgumentError(
+            f"the grammar has about {elements} elements with its repetitions written out: at most {MAX_ELEMENTS}"
+        )
+
+
+def check_trigger(index: int, text: object) -> bytes:
+    """The pattern ``text`` as bytes; refused where it is empty, long or nested deeply, since std::regex recurses."""
+    pattern = check_text(f"patterns[{index}]", text)
+    depth = deepest(re.sub(rb"\\.", b"", pattern, flags=re.DOTALL), b"(", b")")
+    if not pattern or len(pattern) > MAX_TRIGGER or depth > MAX_TRIGGER_DEPTH:
+        raise InvalidArgumentError(
+            f"patterns[{index}] has {len(pattern)} bytes and {depth} levels of parentheses: "
+            f"from 1 to {MAX_TRIGGER}, and at most {MAX_TRIGGER_DEPTH}"
+        )
+    return pattern
 
 
 def check_template(text: bytes) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "NativeLibraryError",
     "NoSlotError",
     "OutOfMemoryError",
+    "RowSamplingError",
     "SamplingError",
     "StateError",
     "StorageError",
@@ -173,6 +174,18 @@ class ContextBusyError(LlamaRuntimeError, RuntimeError):
 
 class SamplingError(LlamaRuntimeError, RuntimeError):
     """No token could be selected: every candidate was ruled out, or a sampler failed."""
+
+
+class RowSamplingError(SamplingError):
+    """Some rows of a step have no token: ``tokens`` has -1 for them, ``failures`` maps their place to their error.
+
+    The tokens of the other rows were accepted by their chains where the call accepts.
+    """
+
+    def __init__(self, message: str, tokens: object = None, failures: Mapping[int, BaseException] | None = None):
+        super().__init__(message)
+        self.tokens = tokens
+        self.failures = dict(failures or {})
 
 
 class StateError(LlamaRuntimeError, ValueError):

@@ -1,6 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain`` and
+``sample_rows``, ``Stepper``, ``ChatTemplate``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -30,6 +31,7 @@ from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
+from llama_runner.core.rows import apply_rows, sample_rows
 from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
 from llama_runner.core.state import DeviceState
@@ -49,10 +51,12 @@ __all__ = [
     "Stepper",
     "Vocab",
     "argmax",
+    "apply_rows",
     "build_facts",
     "devices",
     "log_softmax",
     "logprobs",
+    "sample_rows",
     "system_info",
     "top_logprobs",
 ]

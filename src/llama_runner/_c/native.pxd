@@ -3,10 +3,19 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_model
+from llama_runner._c.llama cimport (
+    llama_context,
+    llama_model,
+    llama_sampler,
+    llama_token,
+    llama_token_data,
+    llama_vocab,
+)
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -116,3 +125,58 @@ cdef extern from "llama_runner.h" nogil:
         int32_t *last, char **error
     )
     bool lr_state_covers(const llama_context *ctx, int seq, int32_t first, int32_t last)
+
+    ctypedef void (*lr_job_fn)(void *data, int i) noexcept
+    void lr_pool_run(int n, int n_threads, lr_job_fn fn, void *data)
+
+    cdef enum lr_first:
+        LR_FIRST_OTHER
+        LR_FIRST_TOP_K
+        LR_FIRST_MIN_P
+        LR_FIRST_GREEDY
+    ctypedef struct lr_plan:
+        int n_sparse
+        int first
+        int32_t k
+        float p
+        size_t min_keep
+        bool calls_back
+    cdef enum lr_pick_code:
+        LR_PICK_DONE
+        LR_PICK_NO_NUMBER
+        LR_PICK_NOTHING
+        LR_PICK_RULED_OUT
+        LR_PICK_OVERFLOW
+        LR_PICK_FAILED
+    ctypedef struct lr_picker:
+        pass
+    lr_picker *lr_picker_new()
+    void lr_picker_free(lr_picker *picker)
+    void lr_picker_plan(lr_picker *picker, llama_sampler *chain, lr_plan plan)
+    int lr_picker_bias(lr_picker *picker, llama_token token)
+    void lr_picker_reset(lr_picker *picker)
+    int lr_picker_copy(const lr_picker *src, lr_picker *to)
+    const llama_token *lr_picker_accepted(const lr_picker *picker, size_t *n)
+    int lr_picker_pick(lr_picker *picker, const float *row, int n_vocab, llama_token *token)
+    int lr_picker_pick_from(
+        lr_picker *picker, const llama_token *ids, const float *logits, const float *probs, int n, llama_token *token)
+    int lr_picker_accept(lr_picker *picker, llama_token token)
+    bool lr_picker_pending(const lr_picker *picker)
+    int lr_picker_redraw(lr_picker *picker, llama_sampler *link)
+    const char *lr_picker_error(const lr_picker *picker)
+    void lr_pick_rows(
+        lr_picker **pickers, const float **data, int n, int n_vocab, int n_threads, llama_token *tokens, int *codes)
+    ctypedef int (*lr_link_fn)(void *user, llama_token_data *data, size_t n) noexcept
+    llama_sampler *lr_link_new(lr_link_fn fn)
+    void lr_link_bind(llama_sampler *link, void *user)
+
+    llama_sampler *lr_grammar_new(
+        const llama_vocab *vocab,
+        const char *text,
+        const char *root,
+        bool lazy,
+        const char **patterns,
+        size_t n_patterns,
+        const llama_token *tokens,
+        size_t n_tokens,
+        char **error)

@@ -29,6 +29,8 @@ cdef class Context(ContextState):
     cdef object _memory
     cdef dict _settings, _fingerprint
     cdef bint reserved
+    cdef dict samplers  # sequence: the chain that the graph samples with; held, since the graph points to it
+    cdef dict sampled_rows  # row of the last decode: the sequence that it was sampled for; None for none
     cdef object __weakref__
 
     cdef int enter(self) except -1

@@ -85,6 +85,7 @@ cdef extern from "Python.h":
 
 cdef unsigned long main_thread_ident = threading.main_thread().ident
 Memory = None  # core.memory.Memory, once it is first asked for
+backend_sampler = None  # core.backend_sampler, once a chain is attached
 
 
 _live = weakref.WeakSet()
@@ -171,6 +172,7 @@ cdef class Context(ContextState):
     def __cinit__(self):
         self.guard = lr_guard_new()
         self.abort_state = lr_abort_new(on_poll, <void *> self)
+        self.samplers = {}
         if self.guard == NULL or self.abort_state == NULL:
             raise MemoryError()
 
@@ -325,6 +327,8 @@ cdef class Context(ContextState):
             self.n_outputs = 0
             with nogil:
                 llama_free(ptr)
+            if self.samplers:
+                backend_sampler.release(self)
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):
@@ -410,15 +414,23 @@ cdef class Context(ContextState):
         if timeout is not None:
             deadline = llama_time_us() + <int64_t> (check_float("timeout", timeout, 0, 1e9) * 1e6)
         encode = encode or self.mem == NULL  # which is what llama_decode does then
+        entered = None
         enter_exclusive(batch.guard, "batch")
         try:
             self.check_batch(batch, encode)
+            if self.samplers:
+                entered = backend_sampler.enter(self, batch)
             note_positions(self.mem, batch, before)
             batch.check_positions(before, self.facts.n_pos)
+            self.sampled_rows = None
             self.compute(batch, encode, before, deadline)
             self.note_output(batch, encode)
+            if self.samplers and not encode:
+                backend_sampler.note_rows(self, batch)
         finally:
             lr_guard_end_exclusive(batch.guard)
+            if entered is not None:
+                backend_sampler.leave(entered)
         return 0
 
     cdef int check_batch(self, Batch batch, bint encode) except -1:
@@ -678,6 +690,10 @@ cdef class Context(ContextState):
         cdef float *row
         self.check_logits()
         self.output_index(i)
+        if self.sampled_rows and backend_sampler.sampled_seq(self, i) is not None:
+            raise errors.ModelCapabilityError(
+                f"i={i}: the graph sampled from it, and its logits stayed there: set_sampler(seq_id, None) before a decode"
+            )
         with nogil:
             row = llama_get_logits_ith(self.ptr, i)
         if row == NULL:
@@ -852,5 +868,66 @@ cdef class Context(ContextState):
         self.enter()
         try:
             return state.fingerprint(self)
+        finally:
+            self.leave()
+
+    # --- sampling inside the graph
+
+    def set_sampler(self, seq_id, chain):
+        """Sample sequence ``seq_id`` with ``chain`` inside ``decode``; None ends that. Wraps ``llama_set_sampler``.
+
+        The links up to the first that the device cannot compute (``chain.names`` marks those with ``+`` that it can) run
+        in the graph, on a GPU without its logits leaving it; ``chain.sample(ctx, i)`` runs the rest and accepts. The
+        chain is the context's from then on: it takes no more links, and afterwards it can only be cloned. A sequence
+        with a chain has one row of output a decode, and that row no ``logits``.
+
+        Draws differ from those of the same chain outside a graph: sums run in another order, and min_keep does not count.
+        Raises ModelCapabilityError where there is nothing to sample or the device cannot, InvalidArgumentError for a
+        chain that llama.cpp would compute wrongly in a graph: ``greedy`` or ``logit_bias`` after ``top_k`` or ``top_p``,
+        a ``top_k`` of more than there are candidates.
+        """
+        global backend_sampler
+        if backend_sampler is None:
+            from llama_runner.core import backend_sampler
+        self.enter()
+        try:
+            backend_sampler.attach(self, self.check_seq(seq_id), chain)
+        finally:
+            self.leave()
+
+    def sampled_token(self, i=-1):
+        """The token that the graph drew for row ``i``, or None. Wraps ``llama_get_sampled_token_ith``.
+
+        None for a row without a chain, or where the selecting link is not in the graph. Indices as for ``logits``.
+        """
+        return self._sampled("token", i)
+
+    def sampled_logits(self, i=-1):
+        """Logits of the candidates that the graph left of row ``i``: float32, copied, or None.
+
+        Wraps ``llama_get_sampled_logits_ith``; ``sampled_candidates`` has their ids.
+        """
+        return self._sampled("logits", i)
+
+    def sampled_probs(self, i=-1):
+        """Probabilities of the candidates that the graph left of row ``i``: float32, copied, or None without ``dist``.
+
+        Wraps ``llama_get_sampled_probs_ith``.
+        """
+        return self._sampled("probs", i)
+
+    def sampled_candidates(self, i=-1):
+        """Token ids of the candidates that the graph left of row ``i``: int32, copied, or None.
+
+        Wraps ``llama_get_sampled_candidates_ith``.
+        """
+        return self._sampled("candidates", i)
+
+    def _sampled(self, what, i):
+        cdef int index = check_int("i", i, -(2**31), 2**31 - 1)
+        self.enter()
+        try:
+            self.output_index(index)
+            return getattr(backend_sampler, what)(self, index) if self.samplers else None
         finally:
             self.leave()

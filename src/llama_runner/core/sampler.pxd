@@ -1,20 +1,18 @@
-from llama_runner._c.llama cimport llama_sampler, llama_token, llama_token_data
-from llama_runner._c.native cimport lr_guard
+from llama_runner._c.llama cimport llama_token
+from llama_runner.core.context cimport Context
+from llama_runner.core.sampler_links cimport SamplerLinks
 
 
-cdef class SamplerChain:
-    cdef llama_sampler *ptr
-    cdef lr_guard *guard
-    cdef llama_token_data *candidates  # scratch, n_candidates long
-    cdef int n_candidates
-    cdef list links  # names, in order
-    cdef list held  # vocabularies that grammar links point into
-    cdef str broken  # why it cannot go on, after a grammar link failed
-    cdef bint selects  # whether the last link selects a token
-    cdef int inside  # how many of `held` are kept from being closed now
+cdef class SamplerChain(SamplerLinks):
+    cdef object __weakref__
 
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
-    cdef object push(self, llama_sampler *link, str name, bint selects)
+    cdef int check_row(self, int n_vocab) except -1
     cdef llama_token pick(self, const float *logits, int n_vocab) except? -1
+    cdef llama_token pick_output(self, Context ctx, int i) except? -1
+    cdef int fail(self, int code) except -1
     cdef int accept_token(self, llama_token token) except -1
+    cdef int restart(self) except -1
+    cdef int adopt(self, SamplerChain source) except -1
+    cdef int after_copy(self, SamplerChain source) except -1
+    cdef int check_accepted(self) except -1
+    cdef int check_same(self, SamplerChain source) except -1

@@ -76,7 +76,7 @@ cdef class Stepper:
         cdef llama_token token
         self.chain.enter()
         try:
-            token = self.chain.pick(self.context.logits_row(row), self.context.n_vocab)
+            token = self.chain.pick_output(self.context, row)
             self.chain.accept_token(token)
         finally:
             self.chain.leave()

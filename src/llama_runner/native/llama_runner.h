@@ -207,6 +207,72 @@ LR_API int lr_state_check(const struct llama_context * ctx, const uint8_t * data
 // Whether the full part of the memory has every position from `first` to `last` of a sequence.
 LR_API bool lr_state_covers(const struct llama_context * ctx, int seq, int32_t first, int32_t last);
 
+// --- pool.cpp: threads that wait for work --------------------------------------------------------
+
+// Calls fn(data, i) for each i below n, on the calling thread and on up to n_threads - 1 others, and returns when all are
+// done. `fn` throws nothing. Any thread; who comes while others compute does all of it alone.
+typedef void (*lr_job_fn)(void * data, int i);
+LR_API void lr_pool_run(int n, int n_threads, lr_job_fn fn, void * data);
+
+// --- picker.cpp: from a row of logits to a token -------------------------------------------------
+
+// What may be done in place of the first links of a chain with the same result, bit for bit.
+enum lr_first { LR_FIRST_OTHER, LR_FIRST_TOP_K, LR_FIRST_MIN_P, LR_FIRST_GREEDY };
+typedef struct lr_plan {
+    int     n_sparse;    // leading links that change no more than accepted and biased tokens
+    int     first;       // an lr_first: what the link after them is
+    int32_t k;           // its arguments
+    float   p;
+    size_t  min_keep;
+    bool    calls_back;  // a link calls Python
+} lr_plan;
+
+enum lr_pick_code {
+    LR_PICK_DONE,
+    LR_PICK_NO_NUMBER,  // NaN or +inf among the logits
+    LR_PICK_NOTHING,    // no candidate is left, or no link selects
+    LR_PICK_RULED_OUT,  // every candidate has a logit of -inf
+    LR_PICK_OVERFLOW,   // the links made +inf or NaN
+    LR_PICK_FAILED,     // a C++ exception: lr_picker_error
+};
+
+// A chain (not owned), the tokens that it accepted, and scratch memory. One thread at a time.
+typedef struct lr_picker lr_picker;
+LR_API lr_picker *         lr_picker_new(void);
+LR_API void                lr_picker_free(lr_picker * picker);
+LR_API void                lr_picker_plan(lr_picker * picker, struct llama_sampler * chain, struct lr_plan plan);
+LR_API int                 lr_picker_bias(lr_picker * picker, llama_token token);  // a logit_bias link names it
+LR_API void                lr_picker_reset(lr_picker * picker);
+LR_API int                 lr_picker_copy(const lr_picker * from, lr_picker * to);
+LR_API const llama_token * lr_picker_accepted(const lr_picker * picker, size_t * n);
+// These return an lr_pick_code. `pick` accepts nothing.
+LR_API int lr_picker_pick(lr_picker * picker, const float * row, int n_vocab, llama_token * token);
+LR_API int lr_picker_pick_from(lr_picker * picker, const llama_token * ids, const float * logits, const float * probs, int n,
+                               llama_token * token);
+LR_API int lr_picker_accept(lr_picker * picker, llama_token token);
+LR_API bool lr_picker_pending(const lr_picker * picker);  // a token was picked and none accepted since
+// Draws from `link` as often as was picked: a copy of an adaptive_p link begins with the random state of a new one.
+LR_API int          lr_picker_redraw(lr_picker * picker, struct llama_sampler * link);
+LR_API const char * lr_picker_error(const lr_picker * picker);
+// A row each for n distinct pickers, in threads where that is worth while. `codes` are lr_pick_codes.
+LR_API void lr_pick_rows(lr_picker ** pickers, const float * const * data, int n, int n_vocab, int n_threads,
+                         llama_token * tokens, int * codes);
+
+// A link that calls `fn` with its candidates; any return but 0 ends the pick with LR_PICK_FAILED. `user` is NULL in a new
+// one and in a clone: bind it first.
+typedef int (*lr_link_fn)(void * user, llama_token_data * data, size_t n);
+LR_API struct llama_sampler * lr_link_new(lr_link_fn fn);
+LR_API void                   lr_link_bind(struct llama_sampler * link, void * user);
+
+// --- grammar.cpp: grammars that are looked through before they are run ---------------------------
+
+// A grammar link that allows what llama_sampler_init_grammar's does, and, when `lazy`, from a trigger on what
+// llama_sampler_init_grammar_lazy_patterns's does. Returns NULL with *error set for a grammar that cannot be parsed, that
+// recurses without end, or that takes time or memory without bound.
+LR_API struct llama_sampler * lr_grammar_new(const struct llama_vocab * vocab, const char * text, const char * root, bool lazy,
+                                             const char ** patterns, size_t n_patterns, const llama_token * tokens,
+                                             size_t n_tokens, char ** error);
+
 #ifdef __cplusplus
 }
 #endif

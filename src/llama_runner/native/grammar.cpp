@@ -1,0 +1,307 @@
+#include "llama_runner.h"
+
+#include "llama-grammar.h"
+#include "llama-vocab.h"
+#include "shared.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+constexpr int64_t MOST_STEPS  = 2'000'000;  // of llama.cpp's search for left recursion, which remembers nothing
+constexpr int     MOST_DEPTH  = 2000;       // and which goes down by recursion
+constexpr int64_t MOST_STACKS = 20'000;     // ways to go on that are followed at once, each compared with each
+constexpr size_t  WINDOW      = 256;        // bytes of output that trigger patterns look at: their time grows by its square
+constexpr size_t  WHOLE       = 4096;       // the same for those that say where the output begins
+
+std::string brief(std::string text) {
+    const auto line = text.find('\n');
+    if (line != std::string::npos) {
+        text.resize(line);
+    }
+    if (text.size() > 120) {
+        text.resize(120);
+        while (!text.empty() && (text.back() & 0xc0) == 0x80) {
+            text.pop_back();  // no half character
+        }
+        text += "...";
+    }
+    return text;
+}
+
+const char * after_space(const char * at) {
+    while (*at == ' ' || *at == '\t' || *at == '\r' || *at == '\n' || *at == '#') {
+        if (*at != '#') {
+            ++at;
+        } else {
+            while (*at && *at != '\r' && *at != '\n') {
+                ++at;
+            }
+        }
+    }
+    return at;
+}
+
+// What of a grammar ends in endless loops, recursion too deep or memory without end, found before any of it is run.
+struct inspection {
+    const llama_grammar_rules & rules;
+    std::vector<bool>           nullable;
+    std::vector<char>           state;   // 0 new, 1 being visited, 2 done
+    std::vector<int64_t>        steps;   // paths of leftmost rules from here on
+    std::vector<int64_t>        stacks;  // ways to begin
+    std::vector<int>            depth;
+
+    explicit inspection(const llama_grammar_rules & rules)
+        : rules(rules), nullable(rules.size()), state(rules.size()), steps(rules.size(), 1), stacks(rules.size()),
+          depth(rules.size(), 1) {}
+
+    static bool ends(const llama_grammar_element & at) {
+        return at.type == LLAMA_GRETYPE_END || at.type == LLAMA_GRETYPE_ALT;
+    }
+
+    void find_nullable() {
+        for (bool changed = true; changed;) {
+            changed = false;
+            for (size_t id = 0; id < rules.size(); ++id) {
+                bool empty = true;  // so far in this alternative
+                for (const auto & at : rules[id]) {
+                    if (ends(at)) {
+                        if (empty && !nullable[id]) {
+                            nullable[id] = changed = true;
+                        }
+                        empty = true;
+                    } else {
+                        empty = empty && at.type == LLAMA_GRETYPE_RULE_REF && nullable[at.value];
+                    }
+                }
+            }
+        }
+    }
+
+    // The rules that may stand leftmost in `id`, as often as they may; and how many terminals may.
+    std::vector<uint32_t> leftmost(size_t id) {
+        std::vector<uint32_t> found;
+        bool                  open = true;
+        for (const auto & at : rules[id]) {
+            if (ends(at)) {
+                open = true;
+            } else if (open && at.type == LLAMA_GRETYPE_RULE_REF) {
+                found.push_back(at.value);
+                open = nullable[at.value];
+            } else if (open) {
+                ++stacks[id];
+                open = false;
+            }
+        }
+        return found;
+    }
+
+    void finish(size_t id, const std::vector<uint32_t> & below) {
+        for (const uint32_t ref : below) {
+            steps[id]  = std::min(MOST_STEPS + 1, steps[id] + steps[ref]);
+            stacks[id] = std::min(MOST_STACKS + 1, stacks[id] + stacks[ref]);
+            depth[id]  = std::max(depth[id], depth[ref] + 1);
+        }
+        state[id] = 2;
+    }
+
+    void run() {
+        find_nullable();
+        struct frame {
+            size_t                id;
+            std::vector<uint32_t> below;
+            size_t                next;
+        };
+        int64_t all_steps = 0;
+        for (size_t from = 0; from < rules.size(); ++from) {
+            std::vector<frame> path;
+            if (state[from] == 0) {
+                state[from] = 1;
+                path.push_back({from, leftmost(from), 0});
+            }
+            while (!path.empty()) {
+                auto & top = path.back();
+                if (top.next == top.below.size()) {
+                    finish(top.id, top.below);
+                    path.pop_back();
+                    continue;
+                }
+                const uint32_t ref = top.below[top.next++];
+                if (state[ref] == 1) {
+                    throw std::runtime_error("a rule begins with itself (left recursion)");
+                }
+                if (state[ref] == 0) {
+                    state[ref] = 1;
+                    path.push_back({ref, leftmost(ref), 0});
+                }
+            }
+            all_steps += steps[from];
+            if (all_steps > MOST_STEPS || depth[from] > MOST_DEPTH) {
+                throw std::runtime_error("its rules begin with each other in too many or too long chains");
+            }
+            if (stacks[from] > MOST_STACKS) {
+                throw std::runtime_error("one of its rules can begin in more than " + std::to_string(MOST_STACKS) + " ways");
+            }
+        }
+    }
+};
+
+void check(const llama_vocab * vocab, const char * text, const char * root) {
+    // llama_grammar_parser::parse writes what is wrong to stderr; its parts throw it
+    llama_grammar_parser parser(vocab);
+    for (const char * at = after_space(text); *at;) {
+        at = parser.parse_rule(at);
+    }
+    for (const auto & [name, id] : parser.symbol_ids) {
+        if (id >= parser.rules.size() || parser.rules[id].empty()) {
+            throw std::runtime_error("rule '" + name + "' is not defined");
+        }
+    }
+    if (parser.symbol_ids.find(root) == parser.symbol_ids.end()) {
+        throw std::runtime_error(std::string("it has no rule '") + root + "'");
+    }
+    for (const auto & rule : parser.rules) {
+        for (const auto & at : rule) {
+            if ((at.type == LLAMA_GRETYPE_TOKEN || at.type == LLAMA_GRETYPE_TOKEN_NOT) && at.value >= vocab->n_tokens()) {
+                throw std::runtime_error("the vocabulary has no token <[" + std::to_string(at.value) + "]>");
+            }
+        }
+    }
+    inspection(parser.rules).run();
+}
+
+struct grammar_deleter {
+    void operator()(llama_grammar * grammar) const { llama_grammar_free_impl(grammar); }
+};
+using grammar_ptr = std::unique_ptr<llama_grammar, grammar_deleter>;
+
+// llama.cpp's own grammar sampler keeps its state to itself, and with it how long the text has become that its trigger
+// patterns are matched against at every token. This one does the same on the same functions, and looks after that.
+struct grammar_link {
+    grammar_ptr now;
+    grammar_ptr start;  // for reset
+    bool        whole;  // a trigger pattern says where the output begins
+};
+
+bool says_where_output_begins(const char * pattern) {
+    const std::string text = pattern;
+    for (size_t at = text.find('^'); at != std::string::npos; at = text.find('^', at + 1)) {
+        if (at == 0 || (text[at - 1] != '[' && text[at - 1] != '\\')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+grammar_ptr copy(const grammar_ptr & grammar) {
+    return grammar_ptr(llama_grammar_clone_impl(*grammar));
+}
+
+void forget_beginning(llama_grammar & grammar) {
+    auto & tokens = grammar.trigger_buffer_positions;
+    const size_t size = grammar.trigger_buffer.size();
+    size_t n = 0;
+    while (n < tokens.size() && size - tokens[n].second.second >= WINDOW) {
+        ++n;
+    }
+    const size_t bytes = n ? tokens[n - 1].second.second : 0;
+    tokens.erase(tokens.begin(), tokens.begin() + n);
+    grammar.trigger_buffer.erase(0, bytes);
+    for (auto & token : tokens) {
+        token.second.first -= bytes;
+        token.second.second -= bytes;
+    }
+}
+
+const char * grammar_name(const llama_sampler *) {
+    return "grammar";
+}
+
+void grammar_accept(llama_sampler * smpl, llama_token token) {
+    auto & self = *static_cast<grammar_link *>(smpl->ctx);
+    auto & grammar = *self.now;
+    if (grammar.awaiting_trigger && !self.whole) {
+        forget_beginning(grammar);
+    } else if (grammar.awaiting_trigger && grammar.trigger_buffer.size() > WHOLE) {
+        throw std::runtime_error("no trigger in the first " + std::to_string(WHOLE) +
+                                 " bytes: a pattern with ^ looks at all of them, and no further");
+    }
+    llama_grammar_accept_impl(grammar, token);
+    if (grammar.stacks.size() > (size_t) MOST_STACKS) {
+        throw std::runtime_error("the grammar can go on in more than " + std::to_string(MOST_STACKS) + " ways");
+    }
+}
+
+void grammar_apply(llama_sampler * smpl, llama_token_data_array * cur) {
+    llama_grammar_apply_impl(*static_cast<grammar_link *>(smpl->ctx)->now, cur);
+    // upstream still calls candidates sorted whose best one is ruled out now, and divides by nothing in the next softmax
+    if (cur->size > 0 && cur->data[0].logit == -INFINITY) {
+        cur->sorted = false;
+    }
+}
+
+void grammar_reset(llama_sampler * smpl) {
+    auto & self = *static_cast<grammar_link *>(smpl->ctx);
+    self.now = copy(self.start);
+}
+
+extern llama_sampler_i grammar_interface;
+
+llama_sampler * grammar_clone(const llama_sampler * smpl) {
+    const auto & self = *static_cast<const grammar_link *>(smpl->ctx);
+    return llama_sampler_init(&grammar_interface, new grammar_link{copy(self.now), copy(self.start), self.whole});
+}
+
+void grammar_free(llama_sampler * smpl) {
+    delete static_cast<grammar_link *>(smpl->ctx);
+}
+
+llama_sampler_i grammar_interface = {
+    /* .name              = */ grammar_name,
+    /* .accept            = */ grammar_accept,
+    /* .apply             = */ grammar_apply,
+    /* .reset             = */ grammar_reset,
+    /* .clone             = */ grammar_clone,
+    /* .free              = */ grammar_free,
+    /* .backend_init      = */ nullptr,
+    /* .backend_accept    = */ nullptr,
+    /* .backend_apply     = */ nullptr,
+    /* .backend_set_input = */ nullptr,
+    /* .backend_reset     = */ nullptr,
+    /* .copy_state        = */ nullptr,
+};
+
+}  // namespace
+
+llama_sampler * lr_grammar_new(const llama_vocab * vocab, const char * text, const char * root, bool lazy,
+                               const char ** patterns, size_t n_patterns, const llama_token * tokens, size_t n_tokens,
+                               char ** error) {
+    try {
+        check(vocab, text, root);
+        grammar_ptr start(
+            llama_grammar_init_impl(vocab, text, root, lazy, patterns, n_patterns, tokens, n_tokens));
+        if (!start) {
+            throw std::runtime_error("llama.cpp refuses it");
+        }
+#ifdef __GLIBCXX__
+        // libstdc++'s usual way recurses for each character and takes 2^n steps for some patterns; this one does neither
+        for (auto & trigger : start->trigger_patterns) {
+            trigger.regex.assign(trigger.pattern, std::regex::ECMAScript | std::regex_constants::__polynomial);
+        }
+#endif
+        const bool whole = std::any_of(patterns, patterns + n_patterns, says_where_output_begins);
+        grammar_ptr now = copy(start);
+        return llama_sampler_init(&grammar_interface, new grammar_link{std::move(now), std::move(start), whole});
+    } catch (const std::exception & e) {
+        *error = lr_copy_string(brief(e.what()));
+    }
+    return nullptr;
+}
