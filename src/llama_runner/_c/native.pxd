@@ -48,3 +48,18 @@ cdef extern from "llama_runner.h" nogil:
     void lr_chat_free(lr_chat *chat)
     const char *lr_chat_source(const lr_chat *chat)
     char *lr_chat_apply(const lr_chat *chat, const char *request, char **error)
+
+    int lr_model_check(const llama_model *model, char **error)
+
+    enum lr_kind:
+        LR_GUARD
+        LR_MODEL
+        LR_CONTEXT
+        LR_BATCH
+        LR_SAMPLER
+        LR_OUTPUTS
+        LR_CHAT
+        LR_KINDS
+    void lr_live_add(int kind, int n)
+    int64_t lr_live_count(int kind)
+    bool lr_forked()

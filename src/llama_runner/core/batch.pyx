@@ -5,7 +5,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from llama_runner._c.llama cimport llama_pos, llama_seq_id, llama_token
-from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_free, lr_guard_new
+from llama_runner._c.native cimport LR_BATCH, lr_guard_end_exclusive, lr_guard_free, lr_guard_new, lr_live_add
 from llama_runner.core._native cimport enter_exclusive
 
 from llama_runner import errors
@@ -41,8 +41,11 @@ cdef class Batch:
         if not (self.c.token and self.c.pos and self.c.n_seq_id and self.c.logits and self.c.seq_id):
             raise MemoryError()
         self.grow_rows(1)
+        lr_live_add(LR_BATCH, 1)
 
     def __dealloc__(self):
+        if self.seq_flat != NULL:
+            lr_live_add(LR_BATCH, -1)
         free(self.c.token)
         free(self.c.pos)
         free(self.c.n_seq_id)

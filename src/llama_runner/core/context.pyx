@@ -45,18 +45,21 @@ from llama_runner._c.llama cimport (
     llama_vocab_n_tokens,
 )
 from llama_runner._c.native cimport (
+    LR_CONTEXT,
     lr_abort_arm,
     lr_abort_attach,
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
     lr_flash_attn,
+    lr_forked,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
     lr_guard_free,
     lr_guard_new,
     lr_guard_try_exclusive,
     lr_guard_try_shared,
+    lr_live_add,
     lr_memory_breakdown,
     lr_outputs_swap,
 )
@@ -84,6 +87,8 @@ _live = weakref.WeakSet()
 def _stop_all():
     """Before the interpreter ends: stop what daemon threads still compute, since the native library goes with it."""
     cdef Context ctx
+    if lr_forked():  # the threads that were computing are not in this process
+        return
     give_up = time.monotonic() + 10
     for ctx in list(_live):
         while not lr_guard_try_exclusive(ctx.guard) and time.monotonic() < give_up:
@@ -199,6 +204,7 @@ cdef class Context:
                 lines = drain_log()
                 kind = errors.OutOfMemoryError if "alloc" in "\n".join(lines) else errors.InvalidArgumentError
                 raise kind(f"llama.cpp cannot make a context of n_ctx={params.n_ctx} with {model!r}").with_log(lines)
+            lr_live_add(LR_CONTEXT, 1)
             self.note_facts(model, params)
         except (RuntimeError, MemoryError) as error:
             raise native_error(error, "making a context") from None
@@ -239,11 +245,12 @@ cdef class Context:
     def __dealloc__(self):
         # A view that is still alive keeps the buffer it looks at, not the context. The GIL is released while freeing:
         # backends join their threads, and those may be waiting to log.
-        if self.ptr != NULL:
+        if self.ptr != NULL and not lr_forked():
             if self.outputs is not None and not self.outputs.unused():
                 self.outputs.taken = lr_outputs_swap(self.ptr, NULL)
             with nogil:
                 llama_free(self.ptr)
+            lr_live_add(LR_CONTEXT, -1)
         free(self.wants_output)
         lr_abort_free(self.abort_state)
         lr_guard_free(self.guard)
@@ -253,6 +260,8 @@ cdef class Context:
 
         Arrays that ``logits`` returned stay valid. Raises ContextBusyError while another thread is inside.
         """
+        if lr_forked():  # it is the parent's
+            self.ptr = NULL
         if self.ptr != NULL:
             self._reserve()
             self._end_reserve(True)
@@ -277,6 +286,7 @@ cdef class Context:
             self.n_outputs = 0
             with nogil:
                 llama_free(ptr)
+            lr_live_add(LR_CONTEXT, -1)
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):

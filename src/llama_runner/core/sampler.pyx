@@ -40,7 +40,15 @@ from llama_runner._c.llama cimport (
     llama_token_data,
     llama_token_data_array,
 )
-from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_end_shared, lr_guard_free, lr_guard_new
+from llama_runner._c.native cimport (
+    LR_SAMPLER,
+    lr_forked,
+    lr_guard_end_exclusive,
+    lr_guard_end_shared,
+    lr_guard_free,
+    lr_guard_new,
+    lr_live_add,
+)
 from llama_runner.core._native cimport drain_log, ensure_runtime, enter_exclusive, enter_shared
 from llama_runner.core.context cimport Context
 from llama_runner.core.vocab cimport Vocab
@@ -76,10 +84,12 @@ cdef class SamplerChain:
         if self.ptr == NULL:
             ensure_runtime()
             self.ptr = llama_sampler_chain_init(llama_sampler_chain_default_params())
+            lr_live_add(LR_SAMPLER, 1)
 
     def __dealloc__(self):
-        if self.ptr != NULL:
+        if self.ptr != NULL and not lr_forked():
             llama_sampler_free(self.ptr)
+            lr_live_add(LR_SAMPLER, -1)
         free(self.candidates)
         lr_guard_free(self.guard)
 
@@ -365,6 +375,7 @@ cdef class SamplerChain:
         self.enter()
         try:
             copy.ptr = llama_sampler_clone(self.ptr)
+            lr_live_add(LR_SAMPLER, 1)
         finally:
             self.leave()
         copy.links = list(self.links)

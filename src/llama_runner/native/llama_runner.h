@@ -96,6 +96,24 @@ LR_API const char * lr_chat_source(const lr_chat * chat);
 // "template_kwargs": {...}} with OpenAI's message form. Returns the rendered prompt or NULL with *error set.
 LR_API char * lr_chat_apply(const lr_chat * chat, const char * request, char ** error);
 
+// --- model_check.cpp: what a loaded model may still hide ------------------------------------------
+
+// Looks for hyperparameters and tensor types that ggml would assert on a worker thread, where no net catches it.
+// Returns 0, or -1 with *error set.
+LR_API int lr_model_check(const struct llama_model * model, char ** error);
+
+// --- live.cpp: native objects that are alive, and forks ------------------------------------------
+
+// Whoever makes or frees a native object says so here. `LR_GUARD` counts the objects of Python that have a guard.
+typedef enum lr_kind { LR_GUARD, LR_MODEL, LR_CONTEXT, LR_BATCH, LR_SAMPLER, LR_OUTPUTS, LR_CHAT, LR_KINDS } lr_kind;
+
+LR_API void    lr_live_add(int kind, int n);
+LR_API int64_t lr_live_count(int kind);
+
+// Whether this process was forked off one in which lr_runtime_init had run. Its threads are not here and its locks may be
+// held for good: nothing is computed and nothing freed then.
+LR_API bool lr_forked(void);
+
 #ifdef __cplusplus
 }
 #endif

@@ -51,6 +51,9 @@ void lr_log_line(ggml_log_level level, const char * text) {
     if (level != GGML_LOG_LEVEL_CONT && level < store.level.load(std::memory_order_relaxed)) {
         return;
     }
+    if (lr_forked()) {  // the lock may have been held as the process forked
+        return;
+    }
     std::lock_guard<std::mutex> lock(store.mutex);
     const auto self = std::this_thread::get_id();
     if (level == GGML_LOG_LEVEL_CONT) {
@@ -82,6 +85,7 @@ void lr_free(void * ptr) {
 void lr_runtime_init(const char * lib_dir) {
     static std::once_flag once;
     std::call_once(once, [lib_dir] {
+        lr_note_start();
         llama_log_set([](ggml_log_level level, const char * text, void *) { lr_log_line(level, text); }, nullptr);
         ggml_set_abort_callback(on_abort);
 #ifdef GGML_BACKEND_DL
@@ -96,6 +100,9 @@ void lr_runtime_init(const char * lib_dir) {
 
 int lr_log_pop(char ** text, int * mine) {
     auto & store = logs();
+    if (lr_forked()) {
+        return -1;
+    }
     std::lock_guard<std::mutex> lock(store.mutex);
     if (store.lines.empty()) {
         return -1;
@@ -127,10 +134,17 @@ struct lr_guard {
 };
 
 lr_guard * lr_guard_new(void) {
-    return new (std::nothrow) lr_guard;
+    auto * guard = new (std::nothrow) lr_guard;
+    if (guard) {
+        lr_live_add(LR_GUARD, 1);
+    }
+    return guard;
 }
 
 void lr_guard_free(lr_guard * guard) {
+    if (guard) {
+        lr_live_add(LR_GUARD, -1);
+    }
     delete guard;
 }
 
