@@ -114,10 +114,9 @@ def norms_of_other_types(w: World) -> None:
     for name, shape in (("blk.0.attn_q.bias", (64,)), ("token_embd_norm.weight", (64,))):
         with w.refuses(errors.ModelFormatError, name):
             Model(changed(w, "bert", tensors={name: (shape, 1)}))
-    with w.refuses(errors.ModelFormatError, "ssm_a"):
-        Model(changed(w, "mamba", tensors={"blk.0.ssm_a": ((16, 128), 8)})) if False else Model(
-            changed(w, "mamba", tensors={"blk.0.ssm_d": ((128,), 1)})
-        )
+    for name, shape in (("blk.0.ssm_a", (16, 128)), ("blk.0.ssm_d", (128,)), ("blk.0.ssm_conv1d.weight", (4, 128))):
+        with w.refuses(errors.ModelFormatError, name):
+            Model(changed(w, "mamba", tensors={name: (shape, 1)}))
 
 
 @hazard("llama_model_loader::check_tensor_dims, create_tensor", "tensors that are missing, or of another shape",
@@ -326,9 +325,13 @@ def the_last_net(w: World) -> None:
     from llama_runner.core import _native
 
     ctx = w.context()
-    _native._assert_inside(ctx)
-    with w.refuses(errors.LlamaRuntimeError, "unusable"):
+    ctx._fail_next()
+    with w.refuses(errors.DecodeError, "asked for by a test"):
         ctx.decode(rows())
+    for call in (lambda: ctx.decode(rows()), ctx.logits, lambda: ctx.memory.seq_rm(0), lambda: ctx.n_threads):
+        with w.refuses(errors.LlamaRuntimeError, "failed an assertion"):
+            call()
+    ctx.close()
     ctx.close()
     w.works(w.context())
 

@@ -48,6 +48,7 @@ from llama_runner._c.native cimport (
     LR_CONTEXT,
     lr_abort_arm,
     lr_abort_attach,
+    lr_abort_fail,
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
@@ -475,6 +476,10 @@ cdef class Context:
         finishes what it was given. Without a decode in progress it has no effect.
         """
         lr_abort_request(self.abort_state)
+
+    def _fail_next(self):
+        """For tests: make the next decode fail an assertion inside llama.cpp, on the thread that calls it."""
+        lr_abort_fail(self.abort_state)
 
     def set_n_threads(self, n_threads, n_threads_batch=None):
         """Change the number of threads, 1 to 512. Wraps ``llama_set_n_threads``."""

@@ -61,6 +61,8 @@ LR_API void       lr_abort_attach(lr_abort * abort, struct llama_context * ctx);
 // Before each decode: forgets an earlier request. `deadline_us` is a llama_time_us() after which it stops; 0 for none.
 LR_API void       lr_abort_arm(lr_abort * abort, bool with_poll, int64_t deadline_us);
 LR_API void       lr_abort_request(lr_abort * abort);  // from any thread
+// For tests: the next decode fails an assertion, on the thread that called it.
+LR_API void       lr_abort_fail(lr_abort * abort);
 
 // --- outputs.cpp: the host buffer that holds logits and embeddings -------------------------------
 

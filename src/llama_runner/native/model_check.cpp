@@ -6,7 +6,7 @@
 
 #include <cmath>
 #include <exception>
-#include <set>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -30,9 +30,10 @@ std::string with_layer_zero(const std::string & name) {
     return out;
 }
 
-// Names, with layer 0 and no suffix, of the tensors that the architecture uses in anything but products and look-ups.
-std::set<std::string> element_wise_names(llm_arch arch) {
-    std::set<std::string> names;
+// Names, with layer 0 and no suffix, of the tensors that the architecture uses in anything but products and look-ups;
+// true for those whose kernels read plain floats whatever the shape. Two tensors may share a name.
+std::map<std::string, bool> element_wise_names(llm_arch arch) {
+    std::map<std::string, bool> names;
     for (int i = 0;; ++i) {
         try {
             const auto tensor = (llm_tensor) i;
@@ -40,10 +41,10 @@ std::set<std::string> element_wise_names(llm_arch arch) {
                 case GGML_OP_ADD:
                 case GGML_OP_DIV:
                 case GGML_OP_MUL:
+                case GGML_OP_SCALE: names[LLM_TN_IMPL(arch, tensor, nullptr, 0, 0).str()] |= false; break;
                 case GGML_OP_ROPE:
-                case GGML_OP_SCALE:
                 case GGML_OP_SSM_CONV:
-                case GGML_OP_SSM_SCAN: names.insert(LLM_TN_IMPL(arch, tensor, nullptr, 0, 0).str()); break;
+                case GGML_OP_SSM_SCAN: names[LLM_TN_IMPL(arch, tensor, nullptr, 0, 0).str()] |= true; break;
                 default: break;
             }
         } catch (const std::out_of_range &) {
@@ -76,10 +77,11 @@ void check_tensors(const llama_model & model) {
         const auto dot = name.rfind('.');
         const std::string suffix = dot == std::string::npos ? "" : name.substr(dot + 1);
         const bool added = suffix == "bias";
-        const bool known = element_wise.count(with_layer_zero(name.substr(0, suffix == "weight" ? dot : name.size()))) > 0;
-        const bool vector = ggml_n_dims(tensor) == 1;
+        const auto known  = element_wise.find(with_layer_zero(name.substr(0, suffix == "weight" ? dot : name.size())));
+        const bool found  = known != element_wise.end();
+        const bool strict = ggml_n_dims(tensor) == 1 || (found && known->second);
         const bool plain  = tensor->type == GGML_TYPE_F16 || tensor->type == GGML_TYPE_BF16;
-        if (tensor->type != GGML_TYPE_F32 && (added || known) && (vector || !plain)) {
+        if (tensor->type != GGML_TYPE_F32 && (added || found) && (strict || !plain)) {
             throw std::runtime_error("tensor " + name + " is of type " + type + ": what is added or multiplied is f32");
         }
     }

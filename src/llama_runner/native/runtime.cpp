@@ -178,12 +178,16 @@ struct lr_abort {
     lr_poll_fn        poll;
     void *            user_data;
     std::atomic<bool> requested{false};
+    std::atomic<bool> fail{false};
     bool              with_poll = false;
     int               countdown = 0;
     int64_t           deadline  = 0;
     int64_t           last_poll = 0;
 
     bool check() {
+        if (fail.exchange(false, std::memory_order_relaxed)) {
+            GGML_ABORT("asked for by a test of the last net");
+        }
         if (requested.load(std::memory_order_relaxed)) {
             return true;
         }
@@ -231,4 +235,8 @@ void lr_abort_arm(lr_abort * abort, bool with_poll, int64_t deadline_us) {
 
 void lr_abort_request(lr_abort * abort) {
     abort->requested.store(true, std::memory_order_relaxed);
+}
+
+void lr_abort_fail(lr_abort * abort) {
+    abort->fail.store(true, std::memory_order_relaxed);
 }
