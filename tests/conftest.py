@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,29 @@ def llama_cpp_dir() -> Path:
         "vendor/llama.cpp is empty: run vendor/fetch_llama_cpp.py"
     )
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_alive() -> Iterator[None]:
+    """After each test module every native object is gone again, but for what the session's fixtures keep.
+
+    A module and not a test: its own fixtures may hold a model for all of its tests. Fixtures of the session hold paths.
+    """
+    if "llama_runner.core" not in sys.modules:
+        yield
+        if "llama_runner.core" not in sys.modules:
+            return
+        before: dict[str, int] = {}
+    else:
+        before = live_objects()
+        yield
+    after = live_objects()
+    more = {kind: n - before.get(kind, 0) for kind, n in after.items() if n > before.get(kind, 0)}
+    assert not more, f"still alive after the last test of this module: {more}"
+
+
+def live_objects() -> dict[str, int]:
+    from llama_runner.core import live_objects
+
+    gc.collect()
+    return live_objects()

@@ -24,7 +24,21 @@ EDGES = (
     0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 100, 127, 128, 255, 256, 511, 512, 513, 1000, 4095, 65535,
     65536, 100_000, 2**24, 2**30, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, -2, -(2**31),
 )  # fmt: skip
-FLOAT_EDGES = (0.0, -0.0, 1.0, -1.0, 1e-45, 1e-30, 1e38, -1e38, 0.5, 10000.0, float("nan"), float("inf"), -float("inf"))
+FLOAT_EDGES = (
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-45,
+    1e-30,
+    1e38,
+    -1e38,
+    0.5,
+    10000.0,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+)
 STRINGS = (
     b"", b" ", b"a", b"\xff", b"\xf0\x9f", b"\xed\xa0\x80", b"\0", b"a\0b", b"%s%n", b"<0x00>", b"<0x0A>", b"<0xZZ>", b"<0x",
     b"<s>", b"</s>", b"\n", b"a b", b"  ", b" x", b"\xe2\x96\x81", b"<|im_end|>", b"a" * 300, b"{{", b"{% for %}",
@@ -125,7 +139,8 @@ def read_image(path: Path) -> Image:
         else:
             keys[name.encode()] = Value(kind, f.parts[f.data[0]][0].item())
     tensors = [
-        Tensor(t.name.encode(), tuple(int(n) for n in t.shape), int(t.tensor_type), t.data.tobytes()) for t in reader.tensors
+        Tensor(t.name.encode(), tuple(int(n) for n in t.shape), int(t.tensor_type), t.data.tobytes())
+        for t in reader.tensors
     ]
     return Image(keys, tensors)
 
@@ -232,14 +247,17 @@ class Mutator:
         """Another architecture with the keys of this one."""
         old, new = image.architecture, rng.choice(self.archs)
         image.keys = {
-            (new + key[len(old) :] if key.startswith(old + b".") else key): value for key, value in image.keys.items()
+            (new + key[len(old) :] if key.startswith(old + b".") else key): value
+            for key, value in image.keys.items()
         }
         image.keys[b"general.architecture"] = Value(STRING, new)
 
     def tokenizer(self, image: Image, rng: random.Random) -> None:
         image.keys[b"tokenizer.ggml.model"] = Value(STRING, rng.choice(TOKENIZERS))
         if rng.random() < 0.3:
-            image.keys[b"tokenizer.ggml.merges"] = Value(ARRAY, [rng.choice(STRINGS[:20]) for _ in range(5)], STRING)
+            image.keys[b"tokenizer.ggml.merges"] = Value(
+                ARRAY, [rng.choice(STRINGS[:20]) for _ in range(5)], STRING
+            )
         if rng.random() < 0.3:
             charsmap = [rng.choice((0, 1, 4, 255)) for _ in range(rng.choice((0, 3, 4, 5, 64)))]
             image.keys[b"tokenizer.ggml.precompiled_charsmap"] = Value(ARRAY, charsmap, 0)
@@ -253,7 +271,9 @@ class Mutator:
         if how == 0:
             del image.tensors[i]
         elif how == 1:
-            image.tensors[i] = replace(tensor, name=rng.choice((rng.choice(image.tensors).name, b"", b"x", b"blk.0.x.weight")))
+            image.tensors[i] = replace(
+                tensor, name=rng.choice((rng.choice(image.tensors).name, b"", b"x", b"blk.0.x.weight"))
+            )
         elif how == 2:
             self.reshape(image, i, rng)
         elif how == 3:

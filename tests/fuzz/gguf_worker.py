@@ -19,7 +19,7 @@ def use(path: Path, number: int, vocab_only: bool) -> str:
     """Load, and use what loads: how far it came."""
     with Model(path, vocab_only=vocab_only) as model:
         stage = "loaded"
-        model.metadata, model.desc, repr(model)  # noqa: B018
+        model.metadata, model.desc, repr(model)
         try:
             vocab = model.vocab
             ids = vocab.tokenize("Hello, the world! <s>\n\t\u00e9\U0001f600 123", parse_special=True)
@@ -36,12 +36,16 @@ def use(path: Path, number: int, vocab_only: bool) -> str:
             pass
         if vocab_only:
             return stage
-        with Context(model, n_ctx=64, n_batch=32, n_threads=1 + number % 2, embeddings=not model.has_decoder) as ctx:
+        with Context(
+            model, n_ctx=64, n_batch=32, n_threads=1 + number % 2, embeddings=not model.has_decoder
+        ) as ctx:
             stage = "context"
             batch = Batch(8)
             batch.add_sequence(np.arange(8) % max(1, len(model.vocab)))
             try:
-                (ctx.encode if ctx.memory_breakdown["context"] == 0 and model.has_encoder else ctx.decode)(batch)
+                (ctx.encode if ctx.memory_breakdown["context"] == 0 and model.has_encoder else ctx.decode)(
+                    batch
+                )
                 stage = "decoded"
                 ctx.logits()
                 ctx.state_seq_get(0)

@@ -11,9 +11,18 @@ from llama_runner.core import Batch, Context
 # ---------------------------------------------------------------------------------------- llama_init_from_model
 
 
-@hazard("llama_context::llama_context", "n_seq_max above min(n_ctx, n_batch), or above 256", "context_params.set_sizes")
+@hazard(
+    "llama_context::llama_context",
+    "n_seq_max above min(n_ctx, n_batch), or above 256",
+    "context_params.set_sizes",
+)
 def more_sequences_than_rows(w: World) -> None:
-    for options in ({"n_seq_max": 65, "n_batch": 64}, {"n_seq_max": 257}, {"n_seq_max": 0}, {"n_seq_max": -1}):
+    for options in (
+        {"n_seq_max": 65, "n_batch": 64},
+        {"n_seq_max": 257},
+        {"n_seq_max": 0},
+        {"n_seq_max": -1},
+    ):
         with w.refuses(errors.InvalidArgumentError, "n_seq_max"):
             w.context(**options)
     w.works(w.context(n_seq_max=256, n_batch=256))
@@ -49,7 +58,11 @@ def quantized_values_without_flash_attention(w: World) -> None:
     w.works(w.context())
 
 
-@hazard("llama_init_from_model", "heads that the KV block size does not divide", "Context._create: NULL becomes a typed error")
+@hazard(
+    "llama_init_from_model",
+    "heads that the KV block size does not divide",
+    "Context._create: NULL becomes a typed error",
+)
 def heads_that_no_block_divides(w: World) -> None:
     model = w.model("llama", head_dim=48)
     with w.refuses(errors.InvalidArgumentError):
@@ -96,7 +109,9 @@ def context_without_weights(w: World) -> None:
         assert len(model.vocab.tokenize("the world")) > 1
 
 
-@hazard("llama_model_load", "a file with a vocabulary and no weights", "Model.__init__: the header is read first")
+@hazard(
+    "llama_model_load", "a file with a vocabulary and no weights", "Model.__init__: the header is read first"
+)
 def file_without_weights(w: World) -> None:
     from llama_runner.core import Model
 
@@ -181,7 +196,11 @@ def sequence_outside_the_context(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_batch_allocr::init", "a row of no sequence (SIGSEGV), or of one sequence twice (counted twice)", "Batch.add")
+@hazard(
+    "llama_batch_allocr::init",
+    "a row of no sequence (SIGSEGV), or of one sequence twice (counted twice)",
+    "Batch.add",
+)
 def rows_of_no_sequence_or_of_one_twice(w: World) -> None:
     batch = Batch(4)
     for ids in ((), [], [0, 0], [0, 1, 0], range(300)):
@@ -208,7 +227,11 @@ def negative_positions(w: World) -> None:
     assert len(batch) == 0
 
 
-@hazard("llama_batch_allocr::init", "positions with a gap, going back, or repeated (counted twice)", "Batch.check_positions")
+@hazard(
+    "llama_batch_allocr::init",
+    "positions with a gap, going back, or repeated (counted twice)",
+    "Batch.check_positions",
+)
 def positions_that_do_not_follow_on(w: World) -> None:
     for kind in ("llama", "swa", "mamba", "hybrid"):
         ctx = w.fed(kind)
@@ -266,7 +289,11 @@ def no_room_for_shared_rows(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_context::decode", "a decode that is stopped half-way: the rows that were computed stay", "Context.take_back")
+@hazard(
+    "llama_context::decode",
+    "a decode that is stopped half-way: the rows that were computed stay",
+    "Context.take_back",
+)
 def stopped_half_way(w: World) -> None:
     ctx = w.context(n_ubatch=16)
     with w.refuses(errors.DecodeAbortedError):

@@ -33,7 +33,9 @@ def memory_operations_on_no_sequence(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_kv_cache::seq_cp", "a part of a sequence across streams (kv_unified=False)", "Memory.check_whole")
+@hazard(
+    "llama_kv_cache::seq_cp", "a part of a sequence across streams (kv_unified=False)", "Memory.check_whole"
+)
 def partial_copy_across_streams(w: World) -> None:
     ctx = w.fed(kv_unified=False)
     for p0, p1 in ((0, 4), (2, -1), (2, 5)):
@@ -55,7 +57,11 @@ def partial_copy_of_a_state(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_kv_cache::seq_cp", "a copy onto positions that are there already: counted twice", "Memory.check_free")
+@hazard(
+    "llama_kv_cache::seq_cp",
+    "a copy onto positions that are there already: counted twice",
+    "Memory.check_free",
+)
 def second_copy_onto_one_sequence(w: World) -> None:
     ctx = w.fed()
     ctx.memory.seq_cp(0, 1)
@@ -94,7 +100,11 @@ def division_of_positions_by_zero(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_kv_cache::seq_add", "a shift to below 0 (the cell is dropped) or above 2**31 (overflow)", "Memory.check_shift")
+@hazard(
+    "llama_kv_cache::seq_add",
+    "a shift to below 0 (the cell is dropped) or above 2**31 (overflow)",
+    "Memory.check_shift",
+)
 def shift_out_of_all_positions(w: World) -> None:
     ctx = w.fed()
     for delta in (-1, -8, 2**31 - 2, -(2**31) + 1):
@@ -104,7 +114,11 @@ def shift_out_of_all_positions(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_kv_cache::seq_add", "a shift of cells that two sequences share: it moves both (documented)", "docstring of seq_add")
+@hazard(
+    "llama_kv_cache::seq_add",
+    "a shift of cells that two sequences share: it moves both (documented)",
+    "docstring of seq_add",
+)
 def shift_of_shared_cells(w: World) -> None:
     ctx = w.fed()
     ctx.memory.seq_cp(0, 1)
@@ -173,10 +187,19 @@ def damaged_states(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_context::state_seq_set_data", "the state of another model, KV type or rope setting", "the container's fingerprint")
+@hazard(
+    "llama_context::state_seq_set_data",
+    "the state of another model, KV type or rope setting",
+    "the container's fingerprint",
+)
 def foreign_states(w: World) -> None:
     ctx = w.context()
-    for other in (w.fed("swa"), w.fed(type_k="f32"), w.fed(rope_freq_base=500.0), w.fed(flash_attn=False, type_v="f32")):
+    for other in (
+        w.fed("swa"),
+        w.fed(type_k="f32"),
+        w.fed(rope_freq_base=500.0),
+        w.fed(flash_attn=False, type_v="f32"),
+    ):
         with w.refuses(errors.StateError, "another model or context"):
             ctx.state_seq_set(0, other.state_seq_get(0))
     w.works(ctx)
@@ -197,7 +220,9 @@ def crafted_states_with_a_valid_checksum(w: World) -> None:
             bad = bytearray(payload)
             for _ in range(rng.integers(1, 4)):
                 at = int(rng.integers(0, header if round % 4 else len(payload) - 8))
-                edge = int(rng.choice([0, 1, 2, 7, 8, 9, 255, 256, 257, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1]))
+                edge = int(
+                    rng.choice([0, 1, 2, 7, 8, 9, 255, 256, 257, 2**16, 2**24, 2**31 - 1, 2**31, 2**32 - 1])
+                )
                 bad[at : at + 4] = struct.pack("<I", edge)
             if round % 10 == 9:
                 bad = bad[: int(rng.integers(1, len(bad)))]
@@ -209,7 +234,11 @@ def crafted_states_with_a_valid_checksum(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_context::state_seq_set_data", "a state that does not fit the memory", "state.set: the sequence is empty then")
+@hazard(
+    "llama_context::state_seq_set_data",
+    "a state that does not fit the memory",
+    "state.set: the sequence is empty then",
+)
 def state_without_room(w: World) -> None:
     with w.context(n_ctx=512) as large:
         large.decode(rows(400))

@@ -82,14 +82,66 @@ def rope_dimensions_out_of_range(w: World) -> None:
     for n in (0, 3, 65, 128, 2**31):
         with w.refuses(errors.ModelFormatError, "rotates"):
             Model(changed(w, "swa", gemma3__rope__dimension_count=n))
-    with Model(changed(w, "swa", gemma3__rope__dimension_count=32)) as model, Context(model, n_ctx=64, n_threads=1) as ctx:
+    with (
+        Model(changed(w, "swa", gemma3__rope__dimension_count=32)) as model,
+        Context(model, n_ctx=64, n_threads=1) as ctx,
+    ):
+        ctx.decode(rows())
+
+
+@hazard(
+    "load_arch_tensors of phimoe, olmo2, mamba2",
+    "counts that the loader divides by, of 0 or absent (SIGFPE)",
+    "gguf.check_metadata",
+)
+def divisions_by_zero_while_loading(w: World) -> None:
+    for arch in (b"phimoe", b"olmo2"):
+        image = read_image(w.path())
+        keys = {
+            arch + key[5:] if key.startswith(b"llama.") else key: value for key, value in image.keys.items()
+        }
+        keys[b"general.architecture"] = Value(8, arch)
+        for count in (0, None, [0, 0]):
+            keys[arch + b".attention.head_count"] = (
+                as_value(count) if count is not None else Value(8, b"none")
+            )
+            path = w.folder / "divided.gguf"
+            path.write_bytes(Image(keys, image.tensors).to_bytes())
+            with w.refuses(errors.ModelFormatError, "head_count"):
+                Model(path)
+    for key in ("ssm.group_count", "ssm.time_step_rank"):
+        with w.refuses(errors.ModelFormatError, key):
+            Model(changed(w, "mamba", **{f"mamba__{key.replace('.', '__')}": 0}))
+
+
+@hazard("ggml_compute_forward_rope", "a model with sections of rotated dimensions that are all 0: asserted on a worker thread",
+        "model_check.cpp: check_numbers")  # fmt: skip
+def rope_without_sections(w: World) -> None:
+    image = read_image(w.path())
+    keys = {
+        b"paddleocr" + key[5:] if key.startswith(b"llama.") else key: value
+        for key, value in image.keys.items()
+    }
+    keys[b"general.architecture"] = Value(8, b"paddleocr")
+    path = w.folder / "sections.gguf"
+    for sections in ([0, 0, 0, 0], [0, 0, 0, 5], [-1, 0, 0, 0]):
+        keys[b"paddleocr.rope.dimension_sections"] = Value(9, sections, 5)
+        path.write_bytes(Image(keys, image.tensors).to_bytes())
+        with w.refuses(errors.ModelFormatError, "sections"):
+            Model(path)
+    keys[b"paddleocr.rope.dimension_sections"] = Value(9, [16, 8, 8, 0], 5)
+    path.write_bytes(Image(keys, image.tensors).to_bytes())
+    with Model(path) as model, Context(model, n_ctx=64, n_threads=2) as ctx:
         ctx.decode(rows())
 
 
 @hazard("ggml_compute_forward_rms_norm, ggml_compute_forward_norm", "an epsilon below 0, NaN or infinite: asserted on a worker thread",
         "model_check.cpp: check_numbers")  # fmt: skip
 def epsilons_out_of_range(w: World) -> None:
-    for kind, key in (("llama", "llama__attention__layer_norm_rms_epsilon"), ("bert", "bert__attention__layer_norm_epsilon")):
+    for kind, key in (
+        ("llama", "llama__attention__layer_norm_rms_epsilon"),
+        ("bert", "bert__attention__layer_norm_epsilon"),
+    ):
         for value in (-1.0, float("nan"), float("inf"), -float("inf")):
             with w.refuses(errors.ModelFormatError, "epsilon"):
                 Model(changed(w, kind, **{key: value}))
@@ -106,7 +158,11 @@ def weights_of_types_without_kernels(w: World) -> None:
     refused(w, changed(w, tensors={"blk.0.attn_q.weight": ((64, 256), 1)}))
 
 
-@hazard("binary_op", "norms and biases that are not f32: asserted on a worker thread", "model_check.cpp: check_tensors")
+@hazard(
+    "binary_op",
+    "norms and biases that are not f32: asserted on a worker thread",
+    "model_check.cpp: check_tensors",
+)
 def norms_of_other_types(w: World) -> None:
     for kind in (1, 30, 8, 2):  # f16, bf16, q8_0, q4_0
         with w.refuses(errors.ModelFormatError, "attn_norm"):
@@ -114,7 +170,11 @@ def norms_of_other_types(w: World) -> None:
     for name, shape in (("blk.0.attn_q.bias", (64,)), ("token_embd_norm.weight", (64,))):
         with w.refuses(errors.ModelFormatError, name):
             Model(changed(w, "bert", tensors={name: (shape, 1)}))
-    for name, shape in (("blk.0.ssm_a", (16, 128)), ("blk.0.ssm_d", (128,)), ("blk.0.ssm_conv1d.weight", (4, 128))):
+    for name, shape in (
+        ("blk.0.ssm_a", (16, 128)),
+        ("blk.0.ssm_d", (128,)),
+        ("blk.0.ssm_conv1d.weight", (4, 128)),
+    ):
         with w.refuses(errors.ModelFormatError, name):
             Model(changed(w, "mamba", tensors={name: (shape, 1)}))
 
@@ -148,15 +208,44 @@ def vocabularies_that_do_not_fit(w: World) -> None:
             for vocab_only in (False, True):
                 try:
                     with Model(path, vocab_only=vocab_only) as model:
-                        ids = model.vocab.tokenize("Hello the world\n\t\0x".replace("\0", ""), parse_special=True)
+                        ids = model.vocab.tokenize(
+                            "Hello the world\n\t\0x".replace("\0", ""), parse_special=True
+                        )
                         model.vocab.detokenize(ids, unparse_special=True)
                 except errors.LlamaRunnerError as error:
                     assert "unusable" not in str(error)
 
 
-@hazard("naive_trie, llama_vocab::byte_to_token", "text for which the vocabulary has no byte tokens (std::out_of_range)", "Vocab.tokenize")
+@hazard("llm_tokenizer_rwkv_session::tokenize", "an RWKV vocabulary without a token for a byte that others begin with: no end, no bound",
+        "gguf.check_vocabulary")  # fmt: skip
+def rwkv_without_single_bytes(w: World) -> None:
+    whole = [bytes([b]) if b not in b"\\\r\n\t" and 32 <= b < 127 else b"\\x%02x" % b for b in range(256)]
+    for tokens, word in (
+        ([*whole[:97], *whole[98:], b"ab"], "0x61"),
+        ([b"\\n\\n", b"a"], "0xa"),
+        ([], "no tokens"),
+    ):
+        keys = {f"tokenizer__ggml__{name}": None for name in ("scores", "token_type", "merges", "pre")}
+        path = changed(w, **keys, tokenizer__ggml__model=b"rwkv", tokenizer__ggml__tokens=Value(9, tokens, 8))
+        for vocab_only in (False, True):
+            with w.refuses(errors.ModelFormatError, word):
+                Model(path, vocab_only=vocab_only)
+    sound = changed(w, tokenizer__ggml__model=b"rwkv", tokenizer__ggml__tokens=[*whole, b"ab"], tokenizer__ggml__scores=None,
+                    tokenizer__ggml__token_type=None)  # fmt: skip
+    with Model(sound, vocab_only=True) as model:
+        assert len(model.vocab.tokenize("abc")) == 2
+
+
+@hazard(
+    "naive_trie, llama_vocab::byte_to_token",
+    "text for which the vocabulary has no byte tokens (std::out_of_range)",
+    "Vocab.tokenize",
+)
 def text_that_the_vocabulary_cannot_spell(w: World) -> None:
-    tokens = [t if not t.startswith(b"<0x") else b"byte" + t for t in read_image(w.path()).keys[b"tokenizer.ggml.tokens"].data]
+    tokens = [
+        t if not t.startswith(b"<0x") else b"byte" + t
+        for t in read_image(w.path()).keys[b"tokenizer.ggml.tokens"].data
+    ]
     with Model(changed(w, tokenizer__ggml__tokens=tokens)) as model:
         try:
             model.vocab.tokenize("\u00e9\U0001f600\x01")
@@ -201,7 +290,11 @@ def token_ids_out_of_range(w: World) -> None:
     assert vocab.text(300)
 
 
-@hazard("llama_vocab::impl::tokenize, llama_tokenize", "a negative length, NULL, 2 GiB, NUL, surrogates", "Vocab.tokenize, check_text")
+@hazard(
+    "llama_vocab::impl::tokenize, llama_tokenize",
+    "a negative length, NULL, 2 GiB, NUL, surrogates",
+    "Vocab.tokenize, check_text",
+)
 def text_that_is_no_text(w: World) -> None:
     vocab = w.model().vocab
     for bad in ("a\0b", "\ud800", b"\xff"):
@@ -219,7 +312,15 @@ def text_that_is_no_text(w: World) -> None:
 def files_that_are_no_models(w: World) -> None:
     whole = w.path().read_bytes()
     bad = w.folder / "bad.gguf"
-    for content in (b"", b"GGUF", b"GGUF\3\0\0\0", whole[:100], whole[: len(whole) // 2], whole[:-1], b"x" * 1000):
+    for content in (
+        b"",
+        b"GGUF",
+        b"GGUF\3\0\0\0",
+        whole[:100],
+        whole[: len(whole) // 2],
+        whole[:-1],
+        b"x" * 1000,
+    ):
         bad.write_bytes(content)
         with w.refuses(errors.ModelFormatError):
             Model(bad)
@@ -262,13 +363,21 @@ def file_that_is_cut_before_loading(w: World) -> None:
 
 @hazard("llama_prepare_model_devices", "a GPU or a split mode that does not exist", "Model.__init__")
 def devices_that_do_not_exist(w: World) -> None:
-    for options in ({"main_gpu": -1}, {"main_gpu": 2**31}, {"split_mode": "tensor!"}, {"split_mode": 99}, {"n_gpu_layers": -2}):
+    for options in (
+        {"main_gpu": -1},
+        {"main_gpu": 2**31},
+        {"split_mode": "tensor!"},
+        {"split_mode": 99},
+        {"n_gpu_layers": -2},
+    ):
         with w.refuses(errors.InvalidArgumentError):
             Model(w.path(), **options)
     Model(w.path(), n_gpu_layers=10**6).close()
 
 
-@hazard("llama_progress_callback", "a callback that raises, that says no, or that is none", "model.on_progress")
+@hazard(
+    "llama_progress_callback", "a callback that raises, that says no, or that is none", "model.on_progress"
+)
 def progress_that_fails(w: World) -> None:
     class Mine(BaseException):
         pass
@@ -307,7 +416,11 @@ def templates_that_fail(w: World) -> None:
     assert ChatTemplate(model).apply([{"role": "user", "content": "a"}])
 
 
-@hazard("common_chat_templates_init", "a template in the model file that is no text, is empty or huge", "Model.chat_template, check_template")
+@hazard(
+    "common_chat_templates_init",
+    "a template in the model file that is no text, is empty or huge",
+    "Model.chat_template, check_template",
+)
 def templates_in_the_file(w: World) -> None:
     for value in (b"", b"{{", b"\xff\xfe", b"x" * 300_000, b"{% macro a() %}{{ a() }}", 5, [b"a"], None):
         try:
@@ -320,9 +433,12 @@ def templates_in_the_file(w: World) -> None:
 # ---------------------------------------------------------------------------------------- the process
 
 
-@hazard("ggml_abort", "a failed assertion on the calling thread: the last net", "runtime.cpp: on_abort; Context.poisoned")
+@hazard(
+    "ggml_abort",
+    "a failed assertion on the calling thread: the last net",
+    "runtime.cpp: on_abort; Context.poisoned",
+)
 def the_last_net(w: World) -> None:
-    from llama_runner.core import _native
 
     ctx = w.context()
     ctx._fail_next()
@@ -334,6 +450,31 @@ def the_last_net(w: World) -> None:
     ctx.close()
     ctx.close()
     w.works(w.context())
+
+
+@hazard("ggml_graph_compute", "a failed assertion while several threads compute: the others wait, and would read what is freed",
+        "Context.poison: the context is never freed, its thread computes no more")  # fmt: skip
+def the_last_net_among_threads(w: World) -> None:
+    import threading
+
+    ctx = w.context(n_threads=2)
+    told: list[str] = []
+
+    def work() -> None:
+        ctx._fail_next()
+        for context in (ctx, other):
+            try:
+                context.decode(rows())
+            except errors.LlamaRuntimeError as error:
+                told.append(str(error))
+
+    with w.context() as other:
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        thread.join()
+        assert "asked for by a test" in told[0] and "use another thread" in told[1], told
+        ctx.close()
+        w.works(other)
 
 
 @hazard("GOMP_parallel, pthread_mutex_lock", "a process that forks while llama.cpp computes, and computes on: it hangs",

@@ -19,7 +19,11 @@ def checks(chain: SamplerChain) -> None:
     chain.clone().apply(FLAT)
 
 
-@hazard("llama_context::output_resolve_row, llama_sampler_sample", "sampling a row without logits", "Context.logits_row")
+@hazard(
+    "llama_context::output_resolve_row, llama_sampler_sample",
+    "sampling a row without logits",
+    "Context.logits_row",
+)
 def sampling_a_row_without_logits(w: World) -> None:
     chain = SamplerChain().greedy()
     with w.context() as fresh, w.refuses(errors.IndexOutOfRangeError):
@@ -71,7 +75,9 @@ def chains_that_were_never_made(w: World) -> None:
             call()
 
 
-@hazard("llama_sampler_dist_apply", "every logit -inf (the last candidate is drawn), or NaN", "SamplerChain.pick")
+@hazard(
+    "llama_sampler_dist_apply", "every logit -inf (the last candidate is drawn), or NaN", "SamplerChain.pick"
+)
 def nothing_left_to_select(w: World) -> None:
     for build in (SamplerChain().greedy, lambda: SamplerChain().dist(1), lambda: SamplerChain().top_k(3).dist(1),
                   lambda: SamplerChain().mirostat_v2(seed=1), lambda: SamplerChain().top_p(0.9).temp(0.5).dist(1)):  # fmt: skip
@@ -104,7 +110,11 @@ def logits_at_the_edges(w: World) -> None:
         checks(chain)
 
 
-@hazard("llama_sampler_top_k_apply and its like", "parameters out of range: negative, NaN, infinite, 2**64", "the link's method")
+@hazard(
+    "llama_sampler_top_k_apply and its like",
+    "parameters out of range: negative, NaN, infinite, 2**64",
+    "the link's method",
+)
 def sampler_parameters_out_of_range(w: World) -> None:
     vocab = w.model().vocab
     chain = SamplerChain()
@@ -220,7 +230,11 @@ def grammar_accepts_no_token(w: World) -> None:
     checks(chain)
 
 
-@hazard("llama_grammar_reject_candidates", "logits of another vocabulary's length, under a grammar", "SamplerChain.pick")
+@hazard(
+    "llama_grammar_reject_candidates",
+    "logits of another vocabulary's length, under a grammar",
+    "SamplerChain.pick",
+)
 def grammar_on_a_row_of_another_length(w: World) -> None:
     vocab = w.model().vocab
     for size in (1, 100, 547, 549, 5000):
@@ -244,7 +258,11 @@ def grammar_of_a_closed_model(w: World) -> None:
             call()
 
 
-@hazard("llama_context::decode, llama_sampler_sample", "a step of one sequence with bad tokens, positions and rows", "Stepper.advance, select")
+@hazard(
+    "llama_context::decode, llama_sampler_sample",
+    "a step of one sequence with bad tokens, positions and rows",
+    "Stepper.advance, select",
+)
 def stepper_with_bad_values(w: World) -> None:
     ctx = w.fed()
     step = Stepper(ctx, SamplerChain().greedy(), ctx.model.vocab)
@@ -265,7 +283,11 @@ def stepper_with_bad_values(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_batch_init", "a batch of no rows, of 2**31, and one that is full", "Batch.__init__, Batch._check_room")
+@hazard(
+    "llama_batch_init",
+    "a batch of no rows, of 2**31, and one that is full",
+    "Batch.__init__, Batch._check_room",
+)
 def batches_of_impossible_sizes(w: World) -> None:
     for n in (0, -1, 2**31, 2**63):
         with w.refuses(errors.InvalidArgumentError, "capacity"):

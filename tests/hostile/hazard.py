@@ -33,7 +33,9 @@ class Hazard:
 HAZARDS: dict[str, Hazard] = {}
 
 
-def hazard(site: str, provoked_by: str, check: str) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
+def hazard(
+    site: str, provoked_by: str, check: str
+) -> Callable[[Callable[[World], None]], Callable[[World], None]]:
     """Register a case. It makes the bad call, says what is raised, and shows that the object works on."""
 
     def register(run: Callable[[World], None]) -> Callable[[World], None]:

@@ -30,12 +30,26 @@ class Outcome:
     stderr: str = ""
 
 
-def run_cases(worker: Path, arguments: list[str], numbers: range, *, timeout: float = 600) -> Iterator[Outcome]:
+def run_cases(
+    worker: Path, arguments: list[str], numbers: range, *, timeout: float = 600
+) -> Iterator[Outcome]:
     """The outcome of every case of ``numbers``; ``worker`` is a Python file whose ``main`` calls :func:`work`."""
     start = numbers.start
     while start < numbers.stop:
-        command = [sys.executable, "-X", "faulthandler", str(worker), str(start), str(numbers.stop), *arguments]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "MALLOC_PERTURB_": "165"}
+        command = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            str(worker),
+            str(start),
+            str(numbers.stop),
+            *arguments,
+        ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]),
+            "MALLOC_PERTURB_": "165",
+        }
         done = subprocess.run(command, capture_output=True, timeout=timeout, check=False, env=environment)
         begun = None
         for line in done.stdout.decode("utf-8", "replace").split("\n"):
@@ -50,7 +64,9 @@ def run_cases(worker: Path, arguments: list[str], numbers: range, *, timeout: fl
             start = begun + 1
         elif done.returncode != 0:
             # before the first case or after the last one: the exit of the interpreter is part of what is tested
-            raise AssertionError(f"{worker.name} {how_it_ended(done.returncode)} outside a case:\n{stderr[-3000:]}")
+            raise AssertionError(
+                f"{worker.name} {how_it_ended(done.returncode)} outside a case:\n{stderr[-3000:]}"
+            )
 
 
 def how_it_ended(code: int) -> str:
@@ -67,7 +83,9 @@ def work(case: Callable[[int], Any], *, seconds: float = 20) -> None:
     for number in range(int(sys.argv[1]), int(sys.argv[2])):
         os.write(1, f"{BEGIN}{number}\n".encode())
         if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, seconds)  # its default action ends the process, even inside C
+            signal.setitimer(
+                signal.ITIMER_REAL, seconds
+            )  # its default action ends the process, even inside C
         report = json.dumps(case(number))
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)

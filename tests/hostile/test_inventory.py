@@ -46,12 +46,16 @@ def test_every_site_of_the_pinned_source_is_accounted_for() -> None:
     found = sorted(set(sites()))
     assert len(found) > 250
     unknown = [site for site in found if entry_for(site) is None]
-    assert not unknown, "say in tests/hostile/inventory.toml what keeps these from being reached:\n" + "\n".join(unknown)
+    assert not unknown, (
+        "say in tests/hostile/inventory.toml what keeps these from being reached:\n" + "\n".join(unknown)
+    )
 
 
 def test_no_entry_of_the_inventory_is_about_nothing() -> None:
     found = sorted(set(sites()))
-    idle = [p for entry in INVENTORY for p in entry["sites"] if not any(fnmatch.fnmatchcase(s, p) for s in found)]
+    idle = [
+        p for entry in INVENTORY for p in entry["sites"] if not any(fnmatch.fnmatchcase(s, p) for s in found)
+    ]
     assert not idle, f"no site is called so any more: {idle}"
 
 

@@ -66,6 +66,8 @@ def context_in_a_cycle():
     made = Context(shared, n_ctx=256, n_threads=1)
     me = [made, made.memory]
     me.append(me)
+    del made, me
+    gc.collect()  # or hundreds wait for it, and their memory with them
 
 
 def context_poisoned():
@@ -165,10 +167,14 @@ NAMES = [
     "batch", "chain", "grammar", "grammar_refused", "template", "template_refused", "vocabulary", "views", "state",
     "stepper", "memory", "the end",
 ]  # fmt: skip
-TOLERANCE = 1_500_000  # bytes in a thousand cycles: less than 1.5 kB each; what is lost once is larger than that
+TOLERANCE = (
+    1_500_000  # bytes in a thousand cycles: less than 1.5 kB each; what is lost once is larger than that
+)
 
 
-def child(code: str, *arguments: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def child(
+    code: str, *arguments: object, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(TESTS), *sys.path])
     return subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", code, *map(str, arguments)],
@@ -183,7 +189,9 @@ def measured(tiny_model: TinyModelFactory) -> dict[str, tuple[int, dict[str, int
         pytest.skip("no /proc to read resident memory from")
     done = child(CHILD + RUN, tiny_model("llama"), MALLOC_ARENA_MAX="1", MALLOC_TRIM_THRESHOLD_="65536")
     # llama.cpp writes of a grammar that it cannot parse past its own log: docs/limits.md
-    said = [line for line in done.stderr.splitlines() if line and not line.startswith(("parse: ", "root ::= "))]
+    said = [
+        line for line in done.stderr.splitlines() if line and not line.startswith(("parse: ", "root ::= "))
+    ]
     assert (done.returncode, said) == (0, []), done.stderr[-3000:]
     return {name: (grown, alive) for name, grown, alive in map(json.loads, done.stdout.splitlines())}
 
@@ -200,12 +208,15 @@ def test_every_cycle_is_measured(measured: dict[str, tuple[int, dict[str, int]]]
 
 
 def test_the_counters_count(tiny_model: TinyModelFactory) -> None:
-    code = CHILD + """
+    code = (
+        CHILD
+        + """
 kept = [Model(path), Context(shared, n_ctx=256), Batch(3), SamplerChain(), ChatTemplate(shared), ctx.logits()]
 ctx.decode(rows(1, 8))
 now = live_objects()
 print(json.dumps({k: now[k] - baseline[k] for k in now}))
 """
+    )
     done = child(code, tiny_model("llama"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

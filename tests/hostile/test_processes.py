@@ -74,7 +74,9 @@ def refused():
 
 
 @needs_fork
-@pytest.mark.parametrize("ending", ["os._exit(0)", "sys.exit(0)", "pass", "ctx.close(); big.close(); shared.close(); sys.exit(0)"])
+@pytest.mark.parametrize(
+    "ending", ["os._exit(0)", "sys.exit(0)", "pass", "ctx.close(); big.close(); shared.close(); sys.exit(0)"]
+)
 @pytest.mark.parametrize("computing", [False, True])
 def test_a_fork_with_everything_open(tiny_model: TinyModelFactory, computing: bool, ending: str) -> None:
     code = f"""{CHILD}{BUSY}{FORK}
@@ -94,11 +96,17 @@ else:
 
 @needs_fork
 def test_a_fork_before_the_first_model_may_compute(tiny_model: TinyModelFactory) -> None:
-    code = CHILD.replace("shared = Model(path)", """
+    code = (
+        CHILD.replace(
+            "shared = Model(path)",
+            """
 pid = os.fork()
 if pid:
     print(os.waitpid(pid, 0)[1])
-shared = Model(path)""") + 'print("computed") if np.isfinite(ctx.logits()).all() else None'
+shared = Model(path)""",
+        )
+        + 'print("computed") if np.isfinite(ctx.logits()).all() else None'
+    )
     done = child(code, tiny_model("llama"))
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(done.stdout.split()) == ["0", "computed", "computed"]
@@ -106,7 +114,9 @@ shared = Model(path)""") + 'print("computed") if np.isfinite(ctx.logits()).all()
 
 @needs_fork
 def test_multiprocessing_by_fork_says_what_to_do(tiny_model: TinyModelFactory) -> None:
-    code = CHILD + """
+    code = (
+        CHILD
+        + """
 import multiprocessing, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 
@@ -121,6 +131,7 @@ def work(n):
 with multiprocessing.get_context("fork").Pool(1) as pool:
     print(pool.map(work, [1])[0])
 """
+    )
     done = child(code, tiny_model("llama"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "spawn" in done.stdout
@@ -128,7 +139,9 @@ with multiprocessing.get_context("fork").Pool(1) as pool:
 
 @pytest.mark.parametrize("mode", ["", "1"])
 @pytest.mark.parametrize("daemon", [None, True, False])
-def test_the_interpreter_ends_with_everything_open(tiny_model: TinyModelFactory, daemon: bool | None, mode: str) -> None:
+def test_the_interpreter_ends_with_everything_open(
+    tiny_model: TinyModelFactory, daemon: bool | None, mode: str
+) -> None:
     code = f"""{CHILD}{BUSY}
 me = [ctx, big, shared, row, chain]
 me.append(me)
@@ -148,7 +161,10 @@ def test_an_error_at_the_top_ends_as_any_other(tiny_model: TinyModelFactory) -> 
     assert done.stderr.rstrip().split("\n")[-1].startswith("llama_runner.errors.IndexOutOfRangeError")
 
 
-@pytest.mark.parametrize("order", ["shared, ctx, vocab", "vocab, shared, ctx", "ctx, vocab, shared", "template, shared, chain, ctx, vocab"])
+@pytest.mark.parametrize(
+    "order",
+    ["shared, ctx, vocab", "vocab, shared, ctx", "ctx, vocab, shared", "template, shared, chain, ctx, vocab"],
+)
 def test_parents_die_first(tiny_model: TinyModelFactory, order: str) -> None:
     code = f"""{CHILD}{BUSY}
 del big, long

@@ -34,6 +34,8 @@ cdef extern from "llama_runner.h" nogil:
     void lr_abort_attach(lr_abort *abort, llama_context *ctx)
     void lr_abort_arm(lr_abort *abort, bool with_poll, int64_t deadline_us)
     void lr_abort_request(lr_abort *abort)
+    void lr_thread_strand()
+    bool lr_thread_stranded()
     void lr_abort_fail(lr_abort *abort)
 
     ggml_backend_buffer_t lr_outputs_swap(llama_context *ctx, ggml_backend_buffer_t spare)

@@ -25,6 +25,7 @@ cdef class Context:
     cdef object _memory
     cdef dict _settings, _fingerprint
     cdef bint reserved
+    cdef bint stranded  # other threads of ggml still look at it: never freed
     cdef object __weakref__
 
     cdef int enter(self) except -1
@@ -34,6 +35,7 @@ cdef class Context:
     cdef int _create(self, Model model, llama_context_params params) except -1
     cdef void note_positions(self, Batch batch, int32_t *before) noexcept
     cdef int fail(self, Batch batch, int32_t *before, int code) except -1
+    cdef void poison(self, Batch batch, str why) noexcept
     cdef int run(self, Batch batch, bint encode, object timeout) except -1
     cdef int keep_views(self) except -1
     cdef int take_back(self, Batch batch, int32_t *before) except -1

@@ -63,6 +63,8 @@ from llama_runner._c.native cimport (
     lr_live_add,
     lr_memory_breakdown,
     lr_outputs_swap,
+    lr_thread_strand,
+    lr_thread_stranded,
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error
 from llama_runner.core.batch cimport Batch
@@ -246,7 +248,7 @@ cdef class Context:
     def __dealloc__(self):
         # A view that is still alive keeps the buffer it looks at, not the context. The GIL is released while freeing:
         # backends join their threads, and those may be waiting to log.
-        if self.ptr != NULL and not lr_forked():
+        if self.ptr != NULL and not lr_forked() and not self.stranded:
             if self.outputs is not None and not self.outputs.unused():
                 self.outputs.taken = lr_outputs_swap(self.ptr, NULL)
             with nogil:
@@ -285,9 +287,10 @@ cdef class Context:
             self.ptr = NULL
             self.mem = NULL
             self.n_outputs = 0
-            with nogil:
-                llama_free(ptr)
-            lr_live_add(LR_CONTEXT, -1)
+            if not self.stranded:
+                with nogil:
+                    llama_free(ptr)
+                lr_live_add(LR_CONTEXT, -1)
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):
@@ -385,7 +388,7 @@ cdef class Context:
             except (RuntimeError, MemoryError, ValueError, IndexError) as error:
                 self.interrupt = None
                 if is_abort(str(error)):
-                    self.poisoned = str(error)
+                    self.poison(batch, str(error))
                 else:
                     self.take_back(batch, before)
                 raise native_error(error, "decoding") from None
@@ -398,9 +401,21 @@ cdef class Context:
             lr_guard_end_exclusive(batch.guard)
         return 0
 
+    cdef void poison(self, Batch batch, str why) noexcept:
+        """After an assertion: nothing but ``close`` from now on."""
+        self.poisoned = why
+        if (llama_n_threads(self.ptr) if batch.c.n_tokens == 1 else llama_n_threads_batch(self.ptr)) > 1:
+            self.stranded = True
+            lr_thread_strand()
+
     cdef int check_batch(self, Batch batch, bint encode) except -1:
         """Everything that llama.cpp asserts, or silently gets wrong, about a batch."""
         cdef int n = batch.c.n_tokens
+        if lr_thread_stranded():
+            raise errors.LlamaRuntimeError(
+                "llama.cpp failed an assertion in the middle of a computation of this thread, whose helpers still wait: "
+                "use another thread, or another process"
+            )
         if n == 0:
             raise errors.InvalidArgumentError("the batch is empty: add at least one row")
         if n > self.n_batch:

@@ -126,10 +126,10 @@ cdef class Model:
             raise errors.InvalidArgumentError("this Model is loaded already; make a new one")
         self.path = check_path(path)
         self.vocab_only = check_bool("vocab_only", vocab_only)
-        from llama_runner.gguf import check_vocabulary, read_gguf_header, sample_digest  # not needed to import the package
+        from llama_runner.gguf import check_metadata, read_gguf_header, sample_digest  # not needed to import the package
 
         header = read_gguf_header(self.path)
-        check_vocabulary(header)
+        check_metadata(header)
         if header.vocab_only and not self.vocab_only:
             raise errors.ModelCapabilityError(
                 f"{self.path} holds a vocabulary and no weights: it cannot generate; "

@@ -101,8 +101,13 @@ void check_numbers(const llama_model & model) {
             throw std::runtime_error(model.arch_name() + epsilon.key + " is " + std::to_string(epsilon.value));
         }
     }
-    if (llama_model_rope_type(&model) == LLAMA_ROPE_TYPE_NONE) {
+    const auto rope_type = llama_model_rope_type(&model);
+    if (rope_type == LLAMA_ROPE_TYPE_NONE) {
         return;
+    }
+    const auto & sections = hparams.rope_sections;
+    if ((rope_type & LLAMA_ROPE_TYPE_MROPE) && sections[0] <= 0 && sections[1] <= 0 && sections[2] <= 0) {
+        throw std::runtime_error("its sections of rotated dimensions are all 0");
     }
     for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
         if (hparams.n_head(il) == 0 || hparams.n_head_kv(il) == 0 || hparams.is_recr(il)) {

@@ -237,6 +237,16 @@ void lr_abort_request(lr_abort * abort) {
     abort->requested.store(true, std::memory_order_relaxed);
 }
 
+static thread_local bool stranded = false;
+
+void lr_thread_strand(void) {
+    stranded = true;
+}
+
+bool lr_thread_stranded(void) {
+    return stranded;
+}
+
 void lr_abort_fail(lr_abort * abort) {
     abort->fail.store(true, std::memory_order_relaxed);
 }
