@@ -1,7 +1,7 @@
-"""Mutants of sound GGUF files: most are still well-formed, so that they reach llama.cpp's loader and not our reader alone.
+"""Mutants of sound GGUF files: most are well-formed still, so that they reach llama.cpp's loader, not our reader alone.
 
-A file is taken apart into keys and tensors, changed in one to three places and put together again, with offsets and data
-that fit; a part of the mutants gets raw damage after that. The same seed and number give the same bytes.
+A file is taken apart into keys and tensors, changed in one to three places and put together again, with offsets and
+data that fit; a part of the mutants gets raw damage after that. The same seed and number give the same bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ FLOAT_EDGES = (
     -float("inf"),
 )
 STRINGS = (
-    b"", b" ", b"a", b"\xff", b"\xf0\x9f", b"\xed\xa0\x80", b"\0", b"a\0b", b"%s%n", b"<0x00>", b"<0x0A>", b"<0xZZ>", b"<0x",
+    b"", b" ", b"a", b"\xff", b"\xf0\x9f", b"\xed\xa0\x80", b"\0", b"a\0b", b"%s%n", b"<0x00>", b"<0x0A>",
+    b"<0xZZ>", b"<0x",
     b"<s>", b"</s>", b"\n", b"a b", b"  ", b" x", b"\xe2\x96\x81", b"<|im_end|>", b"a" * 300, b"{{", b"{% for %}",
     b"x" * 70_000, b"{{ messages }}" * 100,
 )  # fmt: skip
@@ -165,7 +166,8 @@ class Mutator:
         rng = random.Random(f"{self.seed}/{number}")
         image = rng.choice(self.images).copy()
         changes = (
-            [self.number] * 6 + [self.insert] * 5 + [self.array] * 4 + [self.delete, self.retype, self.text] + [self.tensor] * 3
+            [self.number] * 6 + [self.insert] * 5 + [self.array] * 4 + [self.delete, self.retype,
+            self.text] + [self.tensor] * 3
             + [self.architecture, self.tokenizer, self.tokenizer]
         )  # fmt: skip
         for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):

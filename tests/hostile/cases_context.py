@@ -28,8 +28,11 @@ def more_sequences_than_rows(w: World) -> None:
     w.works(w.context(n_seq_max=256, n_batch=256))
 
 
-@hazard("llama_context::llama_context", "n_ctx of 0, below 0, above 2**31 - 256, and one that needs terabytes",
-        "context_params.set_sizes, check_memory")  # fmt: skip
+@hazard(
+    "llama_context::llama_context",
+    "n_ctx of 0, below 0, above 2**31 - 256, and one that needs terabytes",
+    "context_params.set_sizes, check_memory",
+)
 def absurd_context_lengths(w: World) -> None:
     for n in (0, -1, 2**31 - 1, 2**32):
         with w.refuses(errors.InvalidArgumentError, "n_ctx"):
@@ -49,9 +52,11 @@ def kv_types_without_kernels(w: World) -> None:
         w.works_roughly(w.context(type_k=good, type_v=good, flash_attn=True))
 
 
-@hazard("llama_init_from_model, llama_context::sched_reserve",
-        "a quantized V memory with flash attention forbidden: NULL, or an exception",
-        "Context._create: NULL becomes a typed error")  # fmt: skip
+@hazard(
+    "llama_init_from_model, llama_context::sched_reserve",
+    "a quantized V memory with flash attention forbidden: NULL, or an exception",
+    "Context._create: NULL becomes a typed error",
+)
 def quantized_values_without_flash_attention(w: World) -> None:
     with w.refuses(errors.InvalidArgumentError):
         w.context(type_v="q8_0", flash_attn=False)
@@ -71,9 +76,11 @@ def heads_that_no_block_divides(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_flash_attn_type_name, graph_get_cb, llm_graph_context::build_pooling",
-        "an enum value that does not exist, for pooling or flash attention",
-        "context_params.one_of, flash_attn_type")  # fmt: skip
+@hazard(
+    "llama_flash_attn_type_name, graph_get_cb, llm_graph_context::build_pooling",
+    "an enum value that does not exist, for pooling or flash attention",
+    "context_params.one_of, flash_attn_type",
+)
 def enums_that_do_not_exist(w: World) -> None:
     for pooling in ("MEAN", 0, -1, 99, "", []):
         with w.refuses(errors.InvalidArgumentError, "pooling"):
@@ -84,8 +91,11 @@ def enums_that_do_not_exist(w: World) -> None:
     w.works(w.context())
 
 
-@hazard("ggml_threadpool_params_init, ggml_graph_plan", "0 threads, below 0, above GGML_MAX_N_THREADS",
-        "context_params.set_threads, Context.set_n_threads")  # fmt: skip
+@hazard(
+    "ggml_threadpool_params_init, ggml_graph_plan",
+    "0 threads, below 0, above GGML_MAX_N_THREADS",
+    "context_params.set_threads, Context.set_n_threads",
+)
 def absurd_thread_counts(w: World) -> None:
     ctx = w.context()
     for n in (0, -1, 513, 2**31 - 1):
@@ -98,8 +108,11 @@ def absurd_thread_counts(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_model::create_memory, llama_context::decode", "a context of a model that was loaded with vocab_only",
-        "Context.__init__")  # fmt: skip
+@hazard(
+    "llama_model::create_memory, llama_context::decode",
+    "a context of a model that was loaded with vocab_only",
+    "Context.__init__",
+)
 def context_without_weights(w: World) -> None:
     from llama_runner.core import Model
 
@@ -122,8 +135,11 @@ def file_without_weights(w: World) -> None:
         assert len(model.vocab.tokenize("the world")) > 1
 
 
-@hazard("llm_graph_input_mean::set_input", "mean pooling where n_ubatch is no multiple of the sequences",
-        "context_params: n_ubatch is lowered to one")  # fmt: skip
+@hazard(
+    "llm_graph_input_mean::set_input",
+    "mean pooling where n_ubatch is no multiple of the sequences",
+    "context_params: n_ubatch is lowered to one",
+)
 def mean_pooling_with_odd_sizes(w: World) -> None:
     model = w.model("bert")
     for n_seq_max, n_ubatch in ((3, 64), (5, 7), (7, 100)):
@@ -181,8 +197,11 @@ def token_outside_the_vocabulary(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_batch_allocr::init", "a sequence id outside 0 … n_seq_max - 1; in a unified memory upstream takes up to 255",
-        "Batch.check_ids, Batch.add")  # fmt: skip
+@hazard(
+    "llama_batch_allocr::init",
+    "a sequence id outside 0 … n_seq_max - 1; in a unified memory upstream takes up to 255",
+    "Batch.check_ids, Batch.add",
+)
 def sequence_outside_the_context(w: World) -> None:
     for unified in (True, False):
         ctx = w.context(kv_unified=unified)
@@ -248,8 +267,11 @@ def positions_that_do_not_follow_on(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_context::decode, llama_context::encode",
-        "more rows than n_ubatch without causal attention, or with pooled embeddings (pooled wrongly)", "Context.check_batch")  # fmt: skip
+@hazard(
+    "llama_context::decode, llama_context::encode",
+    "more rows than n_ubatch without causal attention, or with pooled embeddings (pooled wrongly)",
+    "Context.check_batch",
+)
 def pooled_rows_beyond_one_ubatch(w: World) -> None:
     for kind, options in (("bert", {}), ("llama", {"pooling": "mean"}), ("llama", {"pooling": "last"})):
         with w.context(kind, embeddings=True, n_ubatch=16, **options) as ctx:
@@ -275,8 +297,11 @@ def encode_without_an_encoder(w: World) -> None:
         w.works(ctx)
 
 
-@hazard("llama_context::decode", "no room in the memory for rows that two sequences share: rolled back for the first id only",
-        "Context.take_back")  # fmt: skip
+@hazard(
+    "llama_context::decode",
+    "no room in the memory for rows that two sequences share: rolled back for the first id only",
+    "Context.take_back",
+)
 def no_room_for_shared_rows(w: World) -> None:
     ctx = w.fed(n=250)
     ctx.memory.seq_cp(0, 1)
@@ -305,8 +330,11 @@ def stopped_half_way(w: World) -> None:
 # ---------------------------------------------------------------------------------------- outputs
 
 
-@hazard("llama_context::output_resolve_row, llama_context::get_logits_ith",
-        "logits of a row without them, before any decode, or out of range", "Context.output_index")  # fmt: skip
+@hazard(
+    "llama_context::output_resolve_row, llama_context::get_logits_ith",
+    "logits of a row without them, before any decode, or out of range",
+    "Context.output_index",
+)
 def logits_that_are_not_there(w: World) -> None:
     with w.context() as fresh:
         for i in (0, -1, 1):
@@ -320,9 +348,11 @@ def logits_that_are_not_there(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_context::get_embeddings_ith, llama_context::get_embeddings_seq",
-        "embeddings that the context does not make, or of a sequence that was not decoded",
-        "Context.embeddings, embeddings_seq")  # fmt: skip
+@hazard(
+    "llama_context::get_embeddings_ith, llama_context::get_embeddings_seq",
+    "embeddings that the context does not make, or of a sequence that was not decoded",
+    "Context.embeddings, embeddings_seq",
+)
 def embeddings_that_are_not_there(w: World) -> None:
     ctx = w.fed()
     with w.refuses(errors.ModelCapabilityError):
@@ -342,8 +372,11 @@ def embeddings_that_are_not_there(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_context::get_logits_ith", "a view of logits that outlives the next decode, the close and the context",
-        "Context.keep_views, Outputs")  # fmt: skip
+@hazard(
+    "llama_context::get_logits_ith",
+    "a view of logits that outlives the next decode, the close and the context",
+    "Context.keep_views, Outputs",
+)
 def logits_after_the_context_is_gone(w: World) -> None:
     ctx = w.fed()
     row = ctx.logits()

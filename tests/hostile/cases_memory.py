@@ -14,8 +14,11 @@ from llama_runner.core import Batch
 KINDS = ("llama", "swa", "mamba", "hybrid")
 
 
-@hazard("llama_kv_cache::seq_rm, seq_cp, seq_keep, seq_add, seq_div, seq_pos_min, seq_pos_max",
-        "a sequence id out of range, in every operation", "Context.check_seq")  # fmt: skip
+@hazard(
+    "llama_kv_cache::seq_rm, seq_cp, seq_keep, seq_add, seq_div, seq_pos_min, seq_pos_max",
+    "a sequence id out of range, in every operation",
+    "Context.check_seq",
+)
 def memory_operations_on_no_sequence(w: World) -> None:
     for kind in KINDS:
         ctx = w.fed(kind)
@@ -73,8 +76,11 @@ def second_copy_onto_one_sequence(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_kv_cache::seq_add, llama_kv_cache::build_graph_shift",
-        "a shift where can_shift is false; some abort at the next decode only", "Memory.need_shift")  # fmt: skip
+@hazard(
+    "llama_kv_cache::seq_add, llama_kv_cache::build_graph_shift",
+    "a shift where can_shift is false; some abort at the next decode only",
+    "Memory.need_shift",
+)
 def shift_where_none_can_be(w: World) -> None:
     for kind in KINDS:
         ctx = w.fed(kind)
@@ -128,8 +134,11 @@ def shift_of_shared_cells(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_memory_recurrent::seq_rm, llama_memory_hybrid::seq_rm", "the middle of a state: True, and nothing done",
-        "Memory.can_cut")  # fmt: skip
+@hazard(
+    "llama_memory_recurrent::seq_rm, llama_memory_hybrid::seq_rm",
+    "the middle of a state: True, and nothing done",
+    "Memory.can_cut",
+)
 def a_state_cannot_forget_its_middle(w: World) -> None:
     for kind in ("mamba", "hybrid"):
         ctx = w.fed(kind)
@@ -156,8 +165,11 @@ def memory_of_a_model_that_keeps_none(w: World) -> None:
 # ---------------------------------------------------------------------------------------- state
 
 
-@hazard("llama_context::state_seq_get_data", "saving with a shift pending: the keys from before it (run: wrong by 10)",
-        "state.get: lr_memory_flush")  # fmt: skip
+@hazard(
+    "llama_context::state_seq_get_data",
+    "saving with a shift pending: the keys from before it (run: wrong by 10)",
+    "state.get: lr_memory_flush",
+)
 def state_saved_with_a_shift_pending(w: World) -> None:
     ctx, late = w.fed(), w.fed()
     for each in (ctx, late):
@@ -172,8 +184,11 @@ def state_saved_with_a_shift_pending(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_context::state_seq_set_data, llama_kv_cache::state_read",
-        "a state that is damaged, cut off, padded, empty or none", "_container.unpack")  # fmt: skip
+@hazard(
+    "llama_context::state_seq_set_data, llama_kv_cache::state_read",
+    "a state that is damaged, cut off, padded, empty or none",
+    "_container.unpack",
+)
 def damaged_states(w: World) -> None:
     ctx = w.fed()
     blob = ctx.state_seq_get(0)
@@ -205,9 +220,11 @@ def foreign_states(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_kv_cache::state_read_meta, state_read_data, llama_memory_recurrent::state_read_meta",
-        "a payload that is crafted and has the right checksum: memory without end (run: 24 GB), aborts",
-        "the typed error of llama.cpp's own checks, under a bounded memory")  # fmt: skip
+@hazard(
+    "llama_kv_cache::state_read_meta, state_read_data, llama_memory_recurrent::state_read_meta",
+    "a payload that is crafted and has the right checksum: memory without end (run: 24 GB), aborts",
+    "the typed error of llama.cpp's own checks, under a bounded memory",
+)
 def crafted_states_with_a_valid_checksum(w: World) -> None:
     rng = np.random.default_rng(0)
     for kind in KINDS:
@@ -250,8 +267,11 @@ def state_without_room(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_kv_cache::find_slot", "a sequence that starts at a large position (accepted), and positions near 2**31",
-        "Batch.add_sequence")  # fmt: skip
+@hazard(
+    "llama_kv_cache::find_slot",
+    "a sequence that starts at a large position (accepted), and positions near 2**31",
+    "Batch.add_sequence",
+)
 def far_away_positions(w: World) -> None:
     for kind in KINDS:
         ctx = w.context(kind)

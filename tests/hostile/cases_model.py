@@ -61,11 +61,15 @@ def refused(w: World, path: Path) -> None:
         assert "assertion" not in str(error), error
 
 
-@hazard("llama_model_base::load_hparams", "counts of layers, heads, experts and widths that are 0, odd or huge",
-        "llama.cpp throws or asserts while loading, on the calling thread: ModelFormatError")  # fmt: skip
+@hazard(
+    "llama_model_base::load_hparams",
+    "counts of layers, heads, experts and widths that are 0, odd or huge",
+    "llama.cpp throws or asserts while loading, on the calling thread: ModelFormatError",
+)
 def hyperparameters_out_of_range(w: World) -> None:
     for key in (
-        "block_count", "embedding_length", "attention__head_count", "attention__head_count_kv", "attention__key_length",
+        "block_count", "embedding_length", "attention__head_count", "attention__head_count_kv",
+        "attention__key_length",
         "attention__value_length", "feed_forward_length", "context_length", "expert_count", "expert_used_count",
         "attention__sliding_window", "vocab_size", "rope__dimension_count", "pooling_type", "nextn_predict_layers",
     ):  # fmt: skip
@@ -76,8 +80,11 @@ def hyperparameters_out_of_range(w: World) -> None:
     w.works(w.context())
 
 
-@hazard("llama_hparams::n_rot, ggml_compute_forward_rope", "rotated dimensions: none (reads past the end), odd, more than a key has",
-        "model_check.cpp: check_numbers")  # fmt: skip
+@hazard(
+    "llama_hparams::n_rot, ggml_compute_forward_rope",
+    "rotated dimensions: none (reads past the end), odd, more than a key has",
+    "model_check.cpp: check_numbers",
+)
 def rope_dimensions_out_of_range(w: World) -> None:
     for n in (0, 3, 65, 128, 2**31):
         with w.refuses(errors.ModelFormatError, "rotates"):
@@ -114,8 +121,11 @@ def divisions_by_zero_while_loading(w: World) -> None:
             Model(changed(w, "mamba", **{f"mamba__{key.replace('.', '__')}": 0}))
 
 
-@hazard("ggml_compute_forward_rope", "a model with sections of rotated dimensions that are all 0: asserted on a worker thread",
-        "model_check.cpp: check_numbers")  # fmt: skip
+@hazard(
+    "ggml_compute_forward_rope",
+    "a model with sections of rotated dimensions that are all 0: asserted on a worker thread",
+    "model_check.cpp: check_numbers",
+)
 def rope_without_sections(w: World) -> None:
     image = read_image(w.path())
     keys = {
@@ -135,8 +145,11 @@ def rope_without_sections(w: World) -> None:
         ctx.decode(rows())
 
 
-@hazard("ggml_compute_forward_rms_norm, ggml_compute_forward_norm", "an epsilon below 0, NaN or infinite: asserted on a worker thread",
-        "model_check.cpp: check_numbers")  # fmt: skip
+@hazard(
+    "ggml_compute_forward_rms_norm, ggml_compute_forward_norm",
+    "an epsilon below 0, NaN or infinite: asserted on a worker thread",
+    "model_check.cpp: check_numbers",
+)
 def epsilons_out_of_range(w: World) -> None:
     for kind, key in (
         ("llama", "llama__attention__layer_norm_rms_epsilon"),
@@ -148,8 +161,11 @@ def epsilons_out_of_range(w: World) -> None:
     refused(w, changed(w, llama__attention__layer_norm_rms_epsilon=0.0))
 
 
-@hazard("ggml_compute_forward_mul_mat", "weights of a type that nothing computes with (SIGSEGV: no vec_dot)",
-        "model_check.cpp: check_tensors")  # fmt: skip
+@hazard(
+    "ggml_compute_forward_mul_mat",
+    "weights of a type that nothing computes with (SIGSEGV: no vec_dot)",
+    "model_check.cpp: check_tensors",
+)
 def weights_of_types_without_kernels(w: World) -> None:
     for kind in (24, 25, 26, 27, 28, 9):  # i8, i16, i32, i64, f64, q8_1
         for name, shape in (("blk.0.attn_q.weight", (64, 256)), ("output.weight", (64, 548))):
@@ -179,8 +195,11 @@ def norms_of_other_types(w: World) -> None:
             Model(changed(w, "mamba", tensors={name: (shape, 1)}))
 
 
-@hazard("llama_model_loader::check_tensor_dims, create_tensor", "tensors that are missing, or of another shape",
-        "llama.cpp throws: ModelFormatError")  # fmt: skip
+@hazard(
+    "llama_model_loader::check_tensor_dims, create_tensor",
+    "tensors that are missing, or of another shape",
+    "llama.cpp throws: ModelFormatError",
+)
 def tensors_missing_or_of_another_shape(w: World) -> None:
     for name in ("blk.0.attn_q.weight", "token_embd.weight", "output_norm.weight"):
         with w.refuses(errors.ModelFormatError, "llama.cpp cannot load"):
@@ -190,13 +209,17 @@ def tensors_missing_or_of_another_shape(w: World) -> None:
             Model(changed(w, tensors={"blk.0.attn_q.weight": (shape, 0)}))
 
 
-@hazard("llama_vocab::impl::load", "token lists, scores, types and merges of the wrong length or type, or with duplicates",
-        "llama.cpp throws or asserts while loading: ModelFormatError")  # fmt: skip
+@hazard(
+    "llama_vocab::impl::load",
+    "token lists, scores, types and merges of the wrong length or type, or with duplicates",
+    "llama.cpp throws or asserts while loading: ModelFormatError",
+)
 def vocabularies_that_do_not_fit(w: World) -> None:
     tokens = read_image(w.path()).keys[b"tokenizer.ggml.tokens"].data
     bad = {
         "tokens": ([], [b"a"], tokens[:-1], [*tokens, b"new"], [b""] * len(tokens), [1, 2], b"text", 5, None),
-        "scores": ([], [1], b"text", None, 7), "token_type": ([], [1], [99] * len(tokens), [-1] * len(tokens), b"x", None),
+        "scores": ([], [1], b"text", None, 7), "token_type": ([], [1], [99] * len(tokens), [-1] * len(tokens),
+        b"x", None),
         "model": (b"", b"none", b"gpt2", b"t5", b"rwkv", b"plamo2", b"bert", b"no_vocab", 7, None),
         "merges": ([b""], [b"a"], [b" "], [b"a b c"], 5), "pre": (b"", b"no-such", 7),
         "bos_token_id": (548, 2**31, 2**32 - 1, b"x"), "eos_token_id": (548, 2**31), "add_bos_token": (7, b"x"),
@@ -216,8 +239,11 @@ def vocabularies_that_do_not_fit(w: World) -> None:
                     assert "unusable" not in str(error)
 
 
-@hazard("llm_tokenizer_rwkv_session::tokenize", "an RWKV vocabulary without a token for a byte that others begin with: no end, no bound",
-        "gguf.check_vocabulary")  # fmt: skip
+@hazard(
+    "llm_tokenizer_rwkv_session::tokenize",
+    "an RWKV vocabulary without a token for a byte that others begin with: no end, no bound",
+    "gguf.check_vocabulary",
+)
 def rwkv_without_single_bytes(w: World) -> None:
     whole = [bytes([b]) if b not in b"\\\r\n\t" and 32 <= b < 127 else b"\\x%02x" % b for b in range(256)]
     for tokens, word in (
@@ -230,7 +256,8 @@ def rwkv_without_single_bytes(w: World) -> None:
         for vocab_only in (False, True):
             with w.refuses(errors.ModelFormatError, word):
                 Model(path, vocab_only=vocab_only)
-    sound = changed(w, tokenizer__ggml__model=b"rwkv", tokenizer__ggml__tokens=[*whole, b"ab"], tokenizer__ggml__scores=None,
+    sound = changed(w, tokenizer__ggml__model=b"rwkv", tokenizer__ggml__tokens=[*whole, b"ab"],
+    tokenizer__ggml__scores=None,
                     tokenizer__ggml__token_type=None)  # fmt: skip
     with Model(sound, vocab_only=True) as model:
         assert len(model.vocab.tokenize("abc")) == 2
@@ -254,8 +281,11 @@ def text_that_the_vocabulary_cannot_spell(w: World) -> None:
         assert len(model.vocab.tokenize("the world", parse_special=True)) > 1
 
 
-@hazard("llama_vocab::impl::is_normal, token_get_text, tokenize, detokenize", "any call on a vocabulary of type none (abort)",
-        "Vocab.check_open")  # fmt: skip
+@hazard(
+    "llama_vocab::impl::is_normal, token_get_text, tokenize, detokenize",
+    "any call on a vocabulary of type none (abort)",
+    "Vocab.check_open",
+)
 def calls_on_a_model_without_vocabulary(w: World) -> None:
     keys = {f"tokenizer__ggml__{name}": None for name in ("tokens", "scores", "token_type", "merges", "pre")}
     with Model(changed(w, **keys, tokenizer__ggml__model=b"no_vocab", llama__vocab_size=548)) as model:
@@ -263,7 +293,8 @@ def calls_on_a_model_without_vocabulary(w: World) -> None:
         for call in (
             lambda: vocab.tokenize("a"), lambda: vocab.detokenize([1]), lambda: vocab.token_to_piece(1),
             lambda: vocab.is_eog(1), lambda: vocab.is_control(1), lambda: vocab.text(1), lambda: vocab.score(1),
-            lambda: vocab.attr(1), lambda: vocab.bos, lambda: vocab.nl, lambda: vocab.eog_tokens, lambda: vocab.add_bos,
+            lambda: vocab.attr(1), lambda: vocab.bos, lambda: vocab.nl, lambda: vocab.eog_tokens,
+            lambda: vocab.add_bos,
         ):  # fmt: skip
             with w.refuses(errors.ModelCapabilityError, "no vocabulary"):
                 call()
@@ -272,13 +303,17 @@ def calls_on_a_model_without_vocabulary(w: World) -> None:
             assert np.isfinite(ctx.logits()).all()
 
 
-@hazard("llama_vocab::get_token_data, token_get_text, token_get_score, token_to_piece, llama_vocab_is_control",
-        "a token id out of range: exceptions, and a SIGSEGV in is_control", "Vocab.check_token, as_tokens")  # fmt: skip
+@hazard(
+    "llama_vocab::get_token_data, token_get_text, token_get_score, token_to_piece, llama_vocab_is_control",
+    "a token id out of range: exceptions, and a SIGSEGV in is_control",
+    "Vocab.check_token, as_tokens",
+)
 def token_ids_out_of_range(w: World) -> None:
     vocab = w.model().vocab
     for token in (-1, 548, 2**31 - 1, -(2**31), 2**40):
         for call in (
-            lambda t=token: vocab.token_to_piece(t), lambda t=token: vocab.is_eog(t), lambda t=token: vocab.is_control(t),
+            lambda t=token: vocab.token_to_piece(t), lambda t=token: vocab.is_eog(t),
+            lambda t=token: vocab.is_control(t),
             lambda t=token: vocab.text(t), lambda t=token: vocab.score(t), lambda t=token: vocab.attr(t),
             lambda t=token: vocab.detokenize([t]), lambda t=token: vocab.detokenize_bytes([1, t]),
         ):  # fmt: skip
@@ -307,8 +342,11 @@ def text_that_is_no_text(w: World) -> None:
     assert vocab.detokenize([]) == ""
 
 
-@hazard("llama_model_load_from_file_impl, llama_model_loader", "a path that is NULL, empty, a folder, absent, of another format, cut off",
-        "check_path, read_gguf_header")  # fmt: skip
+@hazard(
+    "llama_model_load_from_file_impl, llama_model_loader",
+    "a path that is NULL, empty, a folder, absent, of another format, cut off",
+    "check_path, read_gguf_header",
+)
 def files_that_are_no_models(w: World) -> None:
     whole = w.path().read_bytes()
     bad = w.folder / "bad.gguf"
@@ -334,8 +372,11 @@ def files_that_are_no_models(w: World) -> None:
     w.works(w.context())
 
 
-@hazard("gguf_init_from_file", "string and array lengths of 2**63, counts of keys and tensors beyond the file",
-        "gguf.reader: before llama.cpp opens the file")  # fmt: skip
+@hazard(
+    "gguf_init_from_file",
+    "string and array lengths of 2**63, counts of keys and tensors beyond the file",
+    "gguf.reader: before llama.cpp opens the file",
+)
 def lengths_beyond_the_file(w: World) -> None:
     import struct
 
@@ -351,8 +392,11 @@ def lengths_beyond_the_file(w: World) -> None:
     w.works(w.context())
 
 
-@hazard("llama_model_loader::load_all_data, llama_mmap", "a file that shrinks between the check and the load (SIGBUS when mapped)",
-        "read_gguf_header checks the size; not after that: docs/limits.md")  # fmt: skip
+@hazard(
+    "llama_model_loader::load_all_data, llama_mmap",
+    "a file that shrinks between the check and the load (SIGBUS when mapped)",
+    "read_gguf_header checks the size; not after that: docs/limits.md",
+)
 def file_that_is_cut_before_loading(w: World) -> None:
     path = changed(w)
     with open(path, "r+b") as file:
@@ -401,8 +445,11 @@ def progress_that_fails(w: World) -> None:
 # ---------------------------------------------------------------------------------------- chat templates
 
 
-@hazard("common_chat_templates_init, common_chat_templates_apply", "templates that do not parse, nest too deep, or divide by zero",
-        "_syntax.check_template; exceptions stop in native/chat.cpp")  # fmt: skip
+@hazard(
+    "common_chat_templates_init, common_chat_templates_apply",
+    "templates that do not parse, nest too deep, or divide by zero",
+    "_syntax.check_template; exceptions stop in native/chat.cpp",
+)
 def templates_that_fail(w: World) -> None:
     model = w.model()
     for source in (
@@ -452,8 +499,11 @@ def the_last_net(w: World) -> None:
     w.works(w.context())
 
 
-@hazard("ggml_graph_compute", "a failed assertion while several threads compute: the others wait, and would read what is freed",
-        "Context.poison: the context is never freed, its thread computes no more")  # fmt: skip
+@hazard(
+    "ggml_graph_compute",
+    "a failed assertion while several threads compute: the others wait, and would read what is freed",
+    "Context.poison: the context is never freed, its thread computes no more",
+)
 def the_last_net_among_threads(w: World) -> None:
     import threading
 
@@ -477,8 +527,11 @@ def the_last_net_among_threads(w: World) -> None:
         w.works(other)
 
 
-@hazard("GOMP_parallel, pthread_mutex_lock", "a process that forks while llama.cpp computes, and computes on: it hangs",
-        "_native.check_process: ForkedProcessError in the child")  # fmt: skip
+@hazard(
+    "GOMP_parallel, pthread_mutex_lock",
+    "a process that forks while llama.cpp computes, and computes on: it hangs",
+    "_native.check_process: ForkedProcessError in the child",
+)
 def a_fork_in_the_middle(w: World) -> None:
     if sys.platform == "win32":
         return
@@ -486,7 +539,7 @@ def a_fork_in_the_middle(w: World) -> None:
     child = os.fork()
     if child == 0:
         try:
-            for call in (lambda: ctx.decode(rows(1, 8)), lambda: Model(w.path()), lambda: ctx.memory.clear()):
+            for call in (lambda: ctx.decode(rows(1, 8)), lambda: Model(w.path()), ctx.memory.clear):
                 with w.refuses(errors.ForkedProcessError, "spawn"):
                     call()
             ctx.close()

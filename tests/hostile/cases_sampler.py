@@ -36,8 +36,11 @@ def sampling_a_row_without_logits(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_sampler_sample, llama_sampler_apply", "a chain whose last link selects nothing, and an empty chain",
-        "SamplerChain.pick")  # fmt: skip
+@hazard(
+    "llama_sampler_sample, llama_sampler_apply",
+    "a chain whose last link selects nothing, and an empty chain",
+    "SamplerChain.pick",
+)
 def chain_that_selects_nothing(w: World) -> None:
     ctx = w.fed()
     for chain in (SamplerChain(), SamplerChain().top_k(3), SamplerChain().greedy().temp(1.0)):
@@ -49,8 +52,11 @@ def chain_that_selects_nothing(w: World) -> None:
     w.works(ctx)
 
 
-@hazard("llama_sampler_chain_add", "one link in two chains (freed twice), a chain in a chain, a link that is no chain (SIGSEGV)",
-        "links are made by the chain that owns them")  # fmt: skip
+@hazard(
+    "llama_sampler_chain_add",
+    "one link in two chains (freed twice), a chain in a chain, a link that is no chain (SIGSEGV)",
+    "links are made by the chain that owns them",
+)
 def links_belong_to_one_chain(w: World) -> None:
     chains = [SamplerChain().top_k(5).temp(0.5).dist(1)]
     chains += [chains[0].clone() for _ in range(10)]
@@ -62,8 +68,11 @@ def links_belong_to_one_chain(w: World) -> None:
     assert not {name for name in dir(SamplerChain) if "add" in name}
 
 
-@hazard("llama_perf_sampler, llama_sampler_clone", "a sampler that is no chain, or that cannot be cloned",
-        "SamplerChain holds a chain from the start")  # fmt: skip
+@hazard(
+    "llama_perf_sampler, llama_sampler_clone",
+    "a sampler that is no chain, or that cannot be cloned",
+    "SamplerChain holds a chain from the start",
+)
 def chains_that_were_never_made(w: World) -> None:
     class Forgetful(SamplerChain):
         def __init__(self) -> None:
@@ -80,7 +89,8 @@ def chains_that_were_never_made(w: World) -> None:
 )
 def nothing_left_to_select(w: World) -> None:
     for build in (SamplerChain().greedy, lambda: SamplerChain().dist(1), lambda: SamplerChain().top_k(3).dist(1),
-                  lambda: SamplerChain().mirostat_v2(seed=1), lambda: SamplerChain().top_p(0.9).temp(0.5).dist(1)):  # fmt: skip
+                  lambda: SamplerChain().mirostat_v2(seed=1),
+                  lambda: SamplerChain().top_p(0.9).temp(0.5).dist(1)):  # fmt: skip
         chain = build()
         for bad in (-np.inf, np.nan):
             with w.refuses(errors.SamplingError):
@@ -88,13 +98,17 @@ def nothing_left_to_select(w: World) -> None:
         checks(chain)
 
 
-@hazard("llama_sampler_softmax_impl, llama_sampler_top_k_impl", "no candidates, and numbers at the edges of float",
-        "SamplerChain.apply, pick")  # fmt: skip
+@hazard(
+    "llama_sampler_softmax_impl, llama_sampler_top_k_impl",
+    "no candidates, and numbers at the edges of float",
+    "SamplerChain.apply, pick",
+)
 def logits_at_the_edges(w: World) -> None:
     special = np.array([np.inf, -np.inf, 3.4e38, -3.4e38, 0, 1e-45, -1], np.float32)
     rng = np.random.default_rng(0)
     links = {
-        "greedy": (), "dist": (1,), "mirostat_v2": (), "top_k": (40,), "top_p": (0.9,), "min_p": (0.1,), "typical": (0.9,),
+        "greedy": (), "dist": (1,), "mirostat_v2": (), "top_k": (40,), "top_p": (0.9,), "min_p": (0.1,),
+        "typical": (0.9,),
         "top_n_sigma": (1.0,), "xtc": (1.0, 0.0), "temp": (0.5,), "temp_ext": (1.0, 0.5),
     }  # fmt: skip
     for name, arguments in links.items():
@@ -119,8 +133,10 @@ def sampler_parameters_out_of_range(w: World) -> None:
     vocab = w.model().vocab
     chain = SamplerChain()
     for call in (
-        lambda: chain.top_k(-1), lambda: chain.top_k(2**31), lambda: chain.top_p(float("nan")), lambda: chain.top_p(1.5),
-        lambda: chain.min_p(-0.1), lambda: chain.typical(2.0), lambda: chain.temp(-1.0), lambda: chain.temp(float("inf")),
+        lambda: chain.top_k(-1), lambda: chain.top_k(2**31), lambda: chain.top_p(float("nan")),
+        lambda: chain.top_p(1.5),
+        lambda: chain.min_p(-0.1), lambda: chain.typical(2.0), lambda: chain.temp(-1.0),
+        lambda: chain.temp(float("inf")),
         lambda: chain.dist(2**32), lambda: chain.dist(-1), lambda: chain.xtc(2.0, 0.1), lambda: chain.top_p(0.5, 0),
         lambda: chain.top_p(0.5, 2**63), lambda: chain.penalties(vocab, -1), lambda: chain.penalties(vocab, 2**40),
         lambda: chain.penalties(vocab, 64, 0.0), lambda: chain.mirostat_v2(-1.0),
@@ -131,8 +147,11 @@ def sampler_parameters_out_of_range(w: World) -> None:
     checks(chain.greedy())
 
 
-@hazard("llama_sampler_logit_bias_apply, llama_sampler_penalties_accept",
-        "a biased or accepted token outside the vocabulary", "SamplerChain.logit_bias; upstream skips it")  # fmt: skip
+@hazard(
+    "llama_sampler_logit_bias_apply, llama_sampler_penalties_accept",
+    "a biased or accepted token outside the vocabulary",
+    "SamplerChain.logit_bias; upstream skips it",
+)
 def biases_of_no_token(w: World) -> None:
     vocab = w.model().vocab
     for token in (-1, len(vocab), 2**31 - 1):
@@ -148,14 +167,18 @@ def biases_of_no_token(w: World) -> None:
 # ---------------------------------------------------------------------------------------- grammars
 
 
-@hazard("llama_grammar_parser::parse, parse_sequence, parse_rule, parse_char, parse_hex, parse_name, parse_int",
-        "grammars that do not parse", "SamplerChain.grammar: NULL and exceptions become a typed error")  # fmt: skip
+@hazard(
+    "llama_grammar_parser::parse, parse_sequence, parse_rule, parse_char, parse_hex, parse_name, parse_int",
+    "grammars that do not parse",
+    "SamplerChain.grammar: NULL and exceptions become a typed error",
+)
 def grammars_that_do_not_parse(w: World) -> None:
     vocab = w.model().vocab
     for text in (
         "", "   ", "root", "root ::=", "root ::= (", 'root ::= "a', "root ::= [a", 'root ::= "\\q"', 'root ::= "\\x1"',
         "root ::= b", "root ::= *", 'root ::= "a"{', 'root ::= "a"{2,1}', 'root ::= "a"{99999999999999999999}',
-        "::=", "root ::= <[99999999999]>", "root ::= <[1", "root ::= <x>", "root ::= <", 'root ::= "a" )', '"a" ::= root',
+        "::=", "root ::= <[99999999999]>", "root ::= <[1", "root ::= <x>", "root ::= <", 'root ::= "a" )',
+        '"a" ::= root',
         "root ::= root", "root ::= root \"a\"", "root ::= [z-a]", "root ::= \"\\UFFFFFFFF\"",
     ):  # fmt: skip
         try:
@@ -165,8 +188,11 @@ def grammars_that_do_not_parse(w: World) -> None:
     checks(SamplerChain().grammar(vocab, 'root ::= "a"+').greedy())
 
 
-@hazard("llama_sampler_init_grammar_impl, llama_grammar_init_impl", "a root that is NULL, empty, or no rule",
-        "SamplerChain.grammar")  # fmt: skip
+@hazard(
+    "llama_sampler_init_grammar_impl, llama_grammar_init_impl",
+    "a root that is NULL, empty, or no rule",
+    "SamplerChain.grammar",
+)
 def grammar_without_its_root(w: World) -> None:
     vocab = w.model().vocab
     for root in ("", "start", "\x01"):
@@ -178,8 +204,11 @@ def grammar_without_its_root(w: World) -> None:
         SamplerChain().grammar(vocab, None)
 
 
-@hazard("llama_grammar_parser::parse_alternates, llama_grammar_advance_stack",
-        "a grammar nested or chained very deep (SIGSEGV: the stack overflows)", "_syntax.check_grammar")  # fmt: skip
+@hazard(
+    "llama_grammar_parser::parse_alternates, llama_grammar_advance_stack",
+    "a grammar nested or chained very deep (SIGSEGV: the stack overflows)",
+    "_syntax.check_grammar",
+)
 def deep_grammars(w: World) -> None:
     vocab = w.model().vocab
     deep = "root ::= " + "(" * 50_000 + '"a"' + ")" * 50_000
@@ -191,8 +220,11 @@ def deep_grammars(w: World) -> None:
     SamplerChain().grammar(vocab, at_the_limit).greedy().apply(FLAT)
 
 
-@hazard("llama_grammar_accept_impl, llama_grammar_accept_token", "EOG accepted before the grammar's end (abort)",
-        "SamplerChain.accept_token: the last net; the chain wants reset()")  # fmt: skip
+@hazard(
+    "llama_grammar_accept_impl, llama_grammar_accept_token",
+    "EOG accepted before the grammar's end (abort)",
+    "SamplerChain.accept_token: the last net; the chain wants reset()",
+)
 def end_of_generation_too_early(w: World) -> None:
     vocab = w.model().vocab
     chain = SamplerChain().grammar(vocab, 'root ::= "ab"').greedy()
@@ -204,8 +236,11 @@ def end_of_generation_too_early(w: World) -> None:
     checks(chain)
 
 
-@hazard("llama_grammar_accept_str, llama_grammar_apply_impl", "a token that the grammar rules out, and apply after it (abort)",
-        "SamplerChain.accept_token: broken until reset()")  # fmt: skip
+@hazard(
+    "llama_grammar_accept_str, llama_grammar_apply_impl",
+    "a token that the grammar rules out, and apply after it (abort)",
+    "SamplerChain.accept_token: broken until reset()",
+)
 def apply_after_a_failed_accept(w: World) -> None:
     vocab = w.model().vocab
     chain = SamplerChain().grammar(vocab, 'root ::= "ab"').greedy()
@@ -218,8 +253,11 @@ def apply_after_a_failed_accept(w: World) -> None:
     checks(chain)
 
 
-@hazard("llama_vocab::token_get_text, llama_grammar_accept_impl", "a grammar that is told a token outside the vocabulary (exception)",
-        "SamplerChain.accept_token")  # fmt: skip
+@hazard(
+    "llama_vocab::token_get_text, llama_grammar_accept_impl",
+    "a grammar that is told a token outside the vocabulary (exception)",
+    "SamplerChain.accept_token",
+)
 def grammar_accepts_no_token(w: World) -> None:
     vocab = w.model().vocab
     chain = SamplerChain().grammar(vocab, 'root ::= "ab"').greedy()

@@ -11,13 +11,13 @@ from hostile.test_hazards import CASES, importlib
 PAGE = Path(__file__).parents[2] / "docs" / "hazards.md"
 HEAD = """# Where llama.cpp ends a process, and what keeps it from that
 
-`llama.h` trusts its caller: a bad value is an assertion, a crash, a C++ exception or a wrong number. Each row is one such
-place, what provokes it, which check of ours comes before it, and the test that provokes it in a child process, sees a
-Python exception and an exit code of 0, and uses the object afterwards. The page is written by `tests/hostile/table.py`.
+`llama.h` trusts its caller: a bad value is an assertion, a crash, a C++ exception or a wrong number. Each row is one
+such place, what provokes it, which check of ours comes before it, and the test that provokes it in a child process,
+sees a Python exception and an exit code of 0, and uses the object afterwards. `tests/hostile/table.py` writes the page.
 
-Two things stand behind the checks. After loading, `native/model_check.cpp` refuses hyperparameters and tensor types that
-ggml would assert on a worker thread. And a last net turns an assertion that fails on the calling thread into a typed
-error; a context that it happened in refuses every call but `close()`. No net catches a worker thread, and none a
+Two things stand behind the checks. After loading, `native/model_check.cpp` refuses hyperparameters and tensor types
+that ggml would assert on a worker thread. And a last net turns an assertion that fails on the calling thread into a
+typed error; a context that it happened in refuses every call but `close()`. No net catches a worker thread, and none a
 segmentation fault: it is no substitute for a check.
 """
 
@@ -41,8 +41,8 @@ def render() -> str:
         lines.append("")
     lines += [
         "## Every other assertion, abort and throw of `src/`\n",
-        "`tests/hostile/inventory.toml` assigns each function that has one to a line below; a test scans the pinned source and",
-        "fails on a function that is not assigned.\n",
+        "`tests/hostile/inventory.toml` assigns each function that has one to a line below; a test scans the pinned",
+        "source and fails on a function that is not assigned.\n",
         "| what keeps it from being reached | tests |", "| --- | --- |",
     ]  # fmt: skip
     inventory = tomllib.loads((Path(__file__).parent / "inventory.toml").read_text(encoding="utf-8"))["site"]

@@ -142,7 +142,8 @@ def memory():
 
 
 CYCLES = [
-    model, model_dropped, model_refused, context, context_dropped, context_in_a_cycle, context_poisoned, batch, chain, grammar,
+    model, model_dropped, model_refused, context, context_dropped, context_in_a_cycle, context_poisoned, batch,
+    chain, grammar,
     grammar_refused, template, template_refused, vocabulary, views, state, stepper, memory,
 ]
 """
@@ -156,7 +157,8 @@ for cycle in CYCLES:
     for _ in range(1000):
         cycle()
     gc.collect()
-    print(json.dumps([cycle.__name__, resident() - before, {k: v - alive[k] for k, v in live_objects().items()}]), flush=True)
+    print(json.dumps([cycle.__name__, resident() - before, {k: v - alive[k] for k, v in live_objects().items()}]),
+    flush=True)
 del ctx, vocab, shared
 gc.collect()
 print(json.dumps(["the end", 0, {k: v - baseline[k] for k, v in live_objects().items()}]))

@@ -55,7 +55,8 @@ def busy(tiny_model: TinyModelFactory) -> Iterator[tuple[Context, Batch, Stepper
 FACTS = "a number or object that is fixed when the context is made"
 ANY_THREAD: dict[type, dict[str, str]] = {
     Context: {
-        "abort": "its purpose", "closed": "one pointer is looked at", "memory": "makes the Memory; its methods are guarded",
+        "abort": "its purpose", "closed": "one pointer is looked at",
+        "memory": "makes the Memory; its methods are guarded",
         **dict.fromkeys(("model", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab"), FACTS),
         "n_outputs": "a plain number, of the last decode that ended",
     },
@@ -68,12 +69,14 @@ ANY_THREAD: dict[type, dict[str, str]] = {
 def arguments(method: Callable[..., Any], ctx: Context) -> dict[str, Any]:
     """A good value for each parameter that has no default, by its name."""
     values = {
-        "batch": Batch(1), "seq_id": 0, "seq_id_src": 0, "seq_id_dst": 1, "p0": 0, "p1": -1, "delta": 1, "d": 2, "i": -1,
+        "batch": Batch(1), "seq_id": 0, "seq_id_src": 0, "seq_id_dst": 1, "p0": 0, "p1": -1, "delta": 1, "d": 2,
+        "i": -1,
         "n_threads": 1, "blob": b"", "token": 300, "pos": 0, "seq_ids": 0, "tokens": [300], "path": "/nowhere",
     }  # fmt: skip
+    parameters = inspect.signature(method).parameters.values()
     needed = [
-        p.name for p in inspect.signature(method).parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]  # fmt: skip
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     missing = [name for name in needed if name not in values]
     assert not missing, f"{method}: say a good value for {missing} here"
     return {name: values[name] for name in needed}

@@ -1,4 +1,4 @@
-"""What of a tokenizer's metadata would end or hang the process inside llama.cpp's loader, which checks the rest itself."""
+"""What of a tokenizer's metadata ends or hangs the process inside llama.cpp's loader, which checks the rest itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _ESCAPES = {ord("t"): 9, ord("n"): 10, ord("r"): 13}
 def check_vocabulary(header: GGUFHeader) -> None:
     """Raise ModelFormatError for a vocabulary that llama.cpp's loader does not survive.
 
-    An empty list of tokens: some tokenizers divide by its length. One of RWKV's in which a token begins with a byte that
-    is no token itself: its tokenizer does not move on from such a byte, and collects tokens until memory ends.
+    An empty list of tokens: some tokenizers divide by its length. One of RWKV's in which a token begins with a byte
+    that is no token itself: its tokenizer does not move on from such a byte, and collects tokens until memory ends.
     """
     tokens = header.kv.get("tokenizer.ggml.tokens")
     if not isinstance(tokens, GGUFArray):

@@ -413,7 +413,7 @@ cdef class Context:
         cdef int n = batch.c.n_tokens
         if lr_thread_stranded():
             raise errors.LlamaRuntimeError(
-                "llama.cpp failed an assertion in the middle of a computation of this thread, whose helpers still wait: "
+                "llama.cpp failed an assertion in a computation of this thread, and its helpers still wait for it: "
                 "use another thread, or another process"
             )
         if n == 0:

@@ -126,7 +126,7 @@ cdef class Model:
             raise errors.InvalidArgumentError("this Model is loaded already; make a new one")
         self.path = check_path(path)
         self.vocab_only = check_bool("vocab_only", vocab_only)
-        from llama_runner.gguf import check_metadata, read_gguf_header, sample_digest  # not needed to import the package
+        from llama_runner.gguf import check_metadata, read_gguf_header, sample_digest  # not to import the package
 
         header = read_gguf_header(self.path)
         check_metadata(header)
