@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,27 @@ def llama_cpp_dir() -> Path:
         "vendor/llama.cpp is empty: run vendor/fetch_llama_cpp.py"
     )
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_alive(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After each test module every native object that was made in it is gone again.
+
+    A module and not a test: its own fixtures may hold a model for all of its tests. Fixtures of the session hold paths.
+    """
+    before = live_objects()
+    yield
+    for item in request.session.items:
+        if item.path == request.path:
+            (getattr(item, "funcargs", None) or {}).clear()  # pytest lets go of the last test's only later
+    more = {kind: n - before.get(kind, 0) for kind, n in live_objects().items() if n > before.get(kind, 0)}
+    assert not more, f"still alive after the last test of this module: {more}"
+
+
+def live_objects() -> dict[str, int]:
+    if "llama_runner.core" not in sys.modules:
+        return {}
+    from llama_runner.core import live_objects
+
+    gc.collect()
+    return live_objects()

@@ -6,6 +6,7 @@ unnoticed until something reads the wrong bytes. These tests compare enums, stru
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Callable
 
@@ -325,3 +326,62 @@ def test_a_header_outside_the_vendored_tree_is_reported() -> None:
     assert drift('cdef extern from "nowhere.h":\n    int f()\n') == [
         "extern from nowhere.h: not a header of the vendored tree"
     ]
+
+
+# ----------------------------------------------------------------------------------------------------
+# Wrapped, or on the page that says why not
+
+
+def source_of(*patterns: str) -> str:
+    folder = ROOT / "src" / "llama_runner"
+    return "\n".join(
+        path.read_text(encoding="utf-8") for pattern in patterns for path in sorted(folder.glob(pattern))
+    )
+
+
+def not_wrapped_patterns() -> list[str]:
+    page = (ROOT / "docs" / "not-wrapped.md").read_text(encoding="utf-8")
+    cells = [
+        line.split("|")[1]
+        for line in page.split("\n")
+        if line.startswith("| ") and not line.startswith("| ---")
+    ]
+    return [pattern for cell in cells for pattern in re.findall(r"`([a-zA-Z_0-9*]+)`", cell)]
+
+
+def called(name: str, source: str) -> bool:
+    return re.search(rf"\b{name}\s*\(", source) is not None
+
+
+def accounted_for(header: Declarations, patterns: list[str]) -> tuple[list[str], list[str]]:
+    """(names that are neither wrapped nor on the page, functions that are both)."""
+    python, native = source_of("core/*.pyx"), source_of("native/*.cpp")
+    functions = [name for name, function in header.functions.items() if not function.deprecated]
+    wrapped = {name for name in functions if called(name, python) or called(name, native)}
+    # a struct or an enum is wrapped where it, or one of its fields or members, is named
+    parts = {name: {name, *members} for name, members in header.enums.items()}
+    parts |= {name: {name, *(f for f, _ in fields)} for name, fields in header.structs.items() if fields}
+    words = set(re.findall(r"\w+", python + native))
+    wrapped |= {name for name, part in parts.items() if part & words}
+    listed = {name for name in [*functions, *parts] if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    lost = [name for name in [*functions, *parts] if name not in wrapped | listed]
+    return lost, [name for name in functions if name in listed and called(name, python)]
+
+
+def test_everything_of_llama_h_is_wrapped_or_on_the_page(llama_h_text: str) -> None:
+    header = parse_header(llama_h_text)[0]
+    lost, both = accounted_for(header, not_wrapped_patterns())
+    assert not lost, "wrap these, or say in docs/not-wrapped.md why not: " + ", ".join(lost)
+    assert not both, "these are wrapped by now: take them off docs/not-wrapped.md: " + ", ".join(both)
+
+
+def test_the_page_names_nothing_that_is_gone(llama_h_text: str) -> None:
+    header = parse_header(llama_h_text)[0]
+    names = [*header.functions, *header.enums, *header.structs]
+    gone = [p for p in not_wrapped_patterns() if p.startswith("llama_") and not fnmatch.filter(names, p)]
+    assert not gone, f"not in llama.h: {gone}"
+
+
+def test_a_function_that_nobody_wraps_is_noticed(llama_h_text: str) -> None:
+    header = parse_header(llama_h_text + "\nLLAMA_API void llama_brand_new(void);\n")[0]
+    assert "llama_brand_new" in accounted_for(header, not_wrapped_patterns())[0]

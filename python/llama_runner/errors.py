@@ -23,6 +23,7 @@ __all__ = [
     "DecodeAbortedError",
     "DecodeError",
     "DownloadError",
+    "ForkedProcessError",
     "IndexOutOfRangeError",
     "IntegrityError",
     "InvalidArgumentError",
@@ -170,6 +171,10 @@ class ContextOverflowError(LlamaRuntimeError, ValueError):
 
 class ContextBusyError(LlamaRuntimeError, RuntimeError):
     """Another thread is inside this object. Use one context a thread, or a lock of your own."""
+
+
+class ForkedProcessError(LlamaRuntimeError, RuntimeError):
+    """The process was forked off one in which llama.cpp had started; there it cannot compute. Use ``spawn``."""
 
 
 class SamplingError(LlamaRuntimeError, RuntimeError):

@@ -16,7 +16,7 @@ if sys.platform == "win32" and _lib.is_dir():
     os.add_dll_directory(str(_lib))
 
 try:
-    from llama_runner.core._native import build_facts, devices, system_info
+    from llama_runner.core._native import build_facts, devices, live_objects, system_info
 except ImportError as error:
     raise NativeLibraryError(
         f"the compiled part of llama_runner cannot be loaded ({error}). In a source checkout run "
@@ -57,6 +57,7 @@ __all__ = [
     "log_softmax",
     "logprobs",
     "sample_rows",
+    "live_objects",
     "system_info",
     "top_logprobs",
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from llama_runner.gguf.header import GGUFArray, GGUFHeader, TensorInfo
+from llama_runner.gguf.plausible import check_metadata
 from llama_runner.gguf.reader import read_gguf_header
 from llama_runner.gguf.sample import sample_digest
 
-__all__ = ["GGUFArray", "GGUFHeader", "TensorInfo", "read_gguf_header", "sample_digest"]
+__all__ = ["GGUFArray", "GGUFHeader", "TensorInfo", "check_metadata", "read_gguf_header", "sample_digest"]

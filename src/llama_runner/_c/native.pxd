@@ -44,6 +44,9 @@ cdef extern from "llama_runner.h" nogil:
     void lr_abort_attach(lr_abort *abort, llama_context *ctx)
     void lr_abort_arm(lr_abort *abort, bool with_poll, int64_t deadline_us)
     void lr_abort_request(lr_abort *abort)
+    void lr_thread_strand()
+    bool lr_thread_stranded()
+    void lr_abort_fail(lr_abort *abort)
 
     ggml_backend_buffer_t lr_outputs_swap(llama_context *ctx, ggml_backend_buffer_t spare)
     void lr_outputs_free(ggml_backend_buffer_t buffer)
@@ -180,3 +183,18 @@ cdef extern from "llama_runner.h" nogil:
         const llama_token *tokens,
         size_t n_tokens,
         char **error)
+
+    int lr_model_check(const llama_model *model, char **error)
+
+    enum lr_kind:
+        LR_GUARD
+        LR_MODEL
+        LR_CONTEXT
+        LR_BATCH
+        LR_SAMPLER
+        LR_OUTPUTS
+        LR_CHAT
+        LR_KINDS
+    void lr_live_add(int kind, int n)
+    int64_t lr_live_count(int kind)
+    bool lr_forked()

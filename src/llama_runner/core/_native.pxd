@@ -2,6 +2,7 @@ from llama_runner._c.native cimport lr_guard
 
 
 cdef int ensure_runtime() except -1
+cdef int check_process() except -1
 cdef list drain_log()
 cdef str take_string(char *text)
 cdef int enter_shared(lr_guard *guard, str what) except -1

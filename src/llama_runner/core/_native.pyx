@@ -23,12 +23,15 @@ from llama_runner._c.ggml cimport (
 )
 from llama_runner._c.llama cimport llama_print_system_info
 from llama_runner._c.native cimport (
+    LR_KINDS,
     lr_build_facts,
+    lr_forked,
     lr_free,
     lr_guard,
     lr_guard_try_exclusive,
     lr_guard_try_shared,
     lr_is_abort,
+    lr_live_count,
     lr_log_pop,
     lr_log_set_level,
     lr_runtime_init,
@@ -47,6 +50,7 @@ cdef dict LEVELS = {
 }
 cdef list DEVICE_TYPES = ["cpu", "gpu", "igpu", "accel", "meta"]
 cdef int MAX_ERROR_LINES = 8
+cdef list KINDS = ["guards", "models", "contexts", "batches", "samplers", "outputs", "chat_templates"]  # of lr_kind
 cdef bint started = False
 
 
@@ -54,6 +58,7 @@ cdef int ensure_runtime() except -1:
     """Load the backends on first use (an import alone loads none) and follow the logger's level."""
     global started
     cdef bytes folder
+    check_process()
     if not started:
         folder = os.fsencode(os.path.join(os.path.dirname(os.path.dirname(__file__)), "lib"))
         lr_runtime_init(folder)
@@ -96,13 +101,24 @@ cdef str take_string(char *text):
         lr_free(text)
 
 
+cdef int check_process() except -1:
+    if lr_forked():
+        raise errors.ForkedProcessError(
+            "this process was forked after llama.cpp had started, and its threads are not here: start it with "
+            "multiprocessing's 'spawn', or fork before the first Model"
+        )
+    return 0
+
+
 cdef int enter_shared(lr_guard *guard, str what) except -1:
+    check_process()
     if not lr_guard_try_shared(guard):
         raise errors.ContextBusyError(f"this {what} is being closed by another thread")
     return 0
 
 
 cdef int enter_exclusive(lr_guard *guard, str what) except -1:
+    check_process()
     if not lr_guard_try_exclusive(guard):
         raise errors.ContextBusyError(
             f"another thread is inside this {what}: use one {what} a thread, or a lock of your own"
@@ -124,6 +140,15 @@ cdef object native_error(object error, str doing):
 def is_abort(str text):
     """Whether the text of an exception says that a GGML_ASSERT was caught: the object is poisoned then."""
     return lr_is_abort(text.encode())
+
+
+def live_objects():
+    """How many native objects of each kind are alive: a dict; ``"guards"`` counts the Python objects. Any thread.
+
+    For tests: what is not zero once everything is closed and collected has leaked.
+    """
+    assert len(KINDS) == <int> LR_KINDS
+    return {name: lr_live_count(kind) for kind, name in enumerate(KINDS)}
 
 
 def build_facts():

@@ -7,7 +7,14 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from llama_runner._c.llama cimport llama_batch, llama_pos, llama_seq_id, llama_token
-from llama_runner._c.native cimport lr_first_not_finite, lr_guard_end_exclusive, lr_guard_free, lr_guard_new
+from llama_runner._c.native cimport (
+    LR_BATCH,
+    lr_first_not_finite,
+    lr_guard_end_exclusive,
+    lr_guard_free,
+    lr_guard_new,
+    lr_live_add,
+)
 from llama_runner.core._native cimport enter_exclusive
 from llama_runner.core.arrays cimport Column, bool_column, float_rows, int_column
 
@@ -52,8 +59,11 @@ cdef class Batch:
                 and self.c.seq_id):
             raise MemoryError()
         self.grow_rows(1)
+        lr_live_add(LR_BATCH, 1)
 
     def __dealloc__(self):
+        if self.seq_flat != NULL:
+            lr_live_add(LR_BATCH, -1)
         free(self.c.token)
         free(self.c.embd)
         free(self.c.pos)

@@ -11,6 +11,7 @@ from llama_runner._c.native cimport (
     lr_chat_free,
     lr_chat_new,
     lr_chat_source,
+    lr_forked,
     lr_guard_end_shared,
 )
 from llama_runner.core._native cimport drain_log, enter_shared, take_string
@@ -66,7 +67,8 @@ cdef class ChatTemplate:
         self.model = model
 
     def __dealloc__(self):
-        lr_chat_free(self.ptr)
+        if not lr_forked():
+            lr_chat_free(self.ptr)
 
     cdef int check_made(self) except -1:
         if self.ptr == NULL:  # a subclass that did not call __init__

@@ -31,6 +31,7 @@ cdef class Context(ContextState):
     cdef bint reserved
     cdef dict samplers  # sequence: the chain that the graph samples with; held, since the graph points to it
     cdef dict sampled_rows  # row of the last decode: the sequence that it was sampled for; None for none
+    cdef bint stranded  # other threads of ggml still look at it: never freed
     cdef object __weakref__
 
     cdef int enter(self) except -1
@@ -38,6 +39,7 @@ cdef class Context(ContextState):
     cdef int check_batch(self, Batch batch, bint encode) except -1
     cdef int note_facts(self, Model model, llama_context_params params) except -1
     cdef int _create(self, Model model, llama_context_params params) except -1
+    cdef void poison(self, Batch batch, str why) noexcept
     cdef int run(self, Batch batch, bint encode, object timeout) except -1
     cdef int compute(self, Batch batch, bint encode, int32_t *before, int64_t deadline) except -1
     cdef void note_output(self, Batch batch, bint encode) noexcept

@@ -45,8 +45,10 @@ from llama_runner._c.llama cimport (
     llama_time_us,
 )
 from llama_runner._c.native cimport (
+    LR_CONTEXT,
     lr_abort_arm,
     lr_abort_attach,
+    lr_abort_fail,
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
@@ -54,18 +56,22 @@ from llama_runner._c.native cimport (
     lr_context_new,
     lr_flash_attn,
     lr_gave_logits,
+    lr_forked,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
     lr_guard_free,
     lr_guard_new,
     lr_guard_try_exclusive,
     lr_guard_try_shared,
+    lr_live_add,
     lr_memory_breakdown,
     lr_memory_flush,
     lr_memory_kind,
     lr_memory_pending,
     lr_memory_tails,
     lr_outputs_swap,
+    lr_thread_strand,
+    lr_thread_stranded,
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error, take_string
 from llama_runner.core.batch cimport Batch
@@ -94,6 +100,8 @@ _live = weakref.WeakSet()
 def _stop_all():
     """Before the interpreter ends: stop what daemon threads still compute, since the native library goes with it."""
     cdef Context ctx
+    if lr_forked():  # the threads that were computing are not in this process
+        return
     give_up = time.monotonic() + 10
     for ctx in list(_live):
         while not lr_guard_try_exclusive(ctx.guard) and time.monotonic() < give_up:
@@ -251,6 +259,7 @@ cdef class Context(ContextState):
                     llama_free(self.ptr)
                 self.ptr = NULL
                 raise
+            lr_live_add(LR_CONTEXT, 1)
         except (RuntimeError, MemoryError) as error:
             raise native_error(error, "making a context") from None
         finally:
@@ -289,11 +298,12 @@ cdef class Context(ContextState):
     def __dealloc__(self):
         # A view that is still alive keeps the buffer it looks at, not the context. The GIL is released while freeing:
         # backends join their threads, and those may be waiting to log.
-        if self.ptr != NULL:
+        if self.ptr != NULL and not lr_forked() and not self.stranded:
             if self.outputs is not None and not self.outputs.unused():
                 self.outputs.taken = lr_outputs_swap(self.ptr, NULL)
             with nogil:
                 llama_free(self.ptr)
+            lr_live_add(LR_CONTEXT, -1)
         free(self.wants_output)
         lr_abort_free(self.abort_state)
         lr_guard_free(self.guard)
@@ -303,6 +313,8 @@ cdef class Context(ContextState):
 
         Arrays that ``logits`` returned stay valid. Raises ContextBusyError while another thread is inside.
         """
+        if lr_forked():  # it is the parent's
+            self.ptr = NULL
         if self.ptr != NULL:
             self._reserve()
             self._end_reserve(True)
@@ -325,10 +337,12 @@ cdef class Context(ContextState):
             self.ptr = NULL
             self.mem = NULL
             self.n_outputs = 0
-            with nogil:
-                llama_free(ptr)
-            if self.samplers:
-                backend_sampler.release(self)
+            if not self.stranded:
+                with nogil:
+                    llama_free(ptr)
+                lr_live_add(LR_CONTEXT, -1)
+                if self.samplers:
+                    backend_sampler.release(self)
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):
@@ -433,9 +447,21 @@ cdef class Context(ContextState):
                 backend_sampler.leave(entered)
         return 0
 
+    cdef void poison(self, Batch batch, str why) noexcept:
+        """After an assertion: nothing but ``close`` from now on."""
+        self.poisoned = why
+        if (llama_n_threads(self.ptr) if batch.c.n_tokens == 1 else llama_n_threads_batch(self.ptr)) > 1:
+            self.stranded = True
+            lr_thread_strand()
+
     cdef int check_batch(self, Batch batch, bint encode) except -1:
         """Everything that llama.cpp asserts, or silently gets wrong, about a batch, but for its positions."""
         cdef bint every = self.embeds or encode
+        if lr_thread_stranded():
+            raise errors.LlamaRuntimeError(
+                "llama.cpp failed an assertion in a computation of this thread, and its helpers still wait for it: "
+                "use another thread, or another process"
+            )
         check_rows(
             batch, &self.facts, encode, encode or not self.causal or (self.embeds and self.facts.pooling > 0),
             batch.c.n_tokens if every else batch.n_outputs,
@@ -490,7 +516,7 @@ cdef class Context(ContextState):
             self.interrupt = None
             typed = native_error(error, "decoding")
             if is_abort(str(error)):
-                self.poisoned = str(error)
+                self.poison(batch, str(error))
             else:
                 typed.emptied = take_back(self.ptr, self.mem, before, tails, True)
             raise typed from None
@@ -525,6 +551,10 @@ cdef class Context(ContextState):
         finishes what it was given. Without a decode in progress it has no effect.
         """
         lr_abort_request(self.abort_state)
+
+    def _fail_next(self):
+        """For tests: make the next decode fail an assertion inside llama.cpp, on the thread that calls it."""
+        lr_abort_fail(self.abort_state)
 
     def set_n_threads(self, n_threads, n_threads_batch=None):
         """Change the number of threads, 1 to 512. Wraps ``llama_set_n_threads``."""

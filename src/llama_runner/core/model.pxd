@@ -15,4 +15,5 @@ cdef class Model:
     cdef object __weakref__
 
     cdef int _load(self, llama_model_params params, progress) except -1
+    cdef int _check_loaded(self) except -1
     cdef int check_open(self) except -1

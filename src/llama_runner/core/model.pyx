@@ -43,8 +43,16 @@ from llama_runner._c.llama cimport (
     llama_model_size,
     llama_split_mode,
 )
-from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_free, lr_guard_new
-from llama_runner.core._native cimport drain_log, enter_exclusive, ensure_runtime
+from llama_runner._c.native cimport (
+    LR_MODEL,
+    lr_forked,
+    lr_guard_end_exclusive,
+    lr_guard_free,
+    lr_guard_new,
+    lr_live_add,
+    lr_model_check,
+)
+from llama_runner.core._native cimport drain_log, enter_exclusive, ensure_runtime, take_string
 
 from llama_runner import errors
 from llama_runner._check import check_bool, check_int, check_name, check_path
@@ -118,9 +126,10 @@ cdef class Model:
             raise errors.InvalidArgumentError("this Model is loaded already; make a new one")
         self.path = check_path(path)
         self.vocab_only = check_bool("vocab_only", vocab_only)
-        from llama_runner.gguf import read_gguf_header, sample_digest  # not needed to import the package
+        from llama_runner.gguf import check_metadata, read_gguf_header, sample_digest  # not to import the package
 
         header = read_gguf_header(self.path)
+        check_metadata(header)
         if header.vocab_only and not self.vocab_only:
             raise errors.ModelCapabilityError(
                 f"{self.path} holds a vocabulary and no weights: it cannot generate; "
@@ -168,15 +177,29 @@ cdef class Model:
             if holder.cancelled:
                 raise errors.LlamaRuntimeError(f"loading {self.path} was cancelled by its progress callback")
             raise load_error(self.path, lines)
+        lr_live_add(LR_MODEL, 1)
+        self._check_loaded()
         self.vocab_ptr = llama_model_get_vocab(self.ptr)
         return 0
+
+    cdef int _check_loaded(self) except -1:
+        """Refuse, and free, a model that llama.cpp loads and would die of."""
+        cdef char *problem = NULL
+        if self.vocab_only or lr_model_check(self.ptr, &problem) == 0:
+            return 0
+        with nogil:
+            llama_model_free(self.ptr)
+        self.ptr = NULL
+        lr_live_add(LR_MODEL, -1)
+        raise errors.ModelFormatError(f"{self.path} cannot be computed with: {take_string(problem)}")
 
     def __dealloc__(self):
         # Every context and vocabulary holds its model, so none is left here. The GIL is released: freeing unmaps
         # gigabytes, and a backend may join threads that log.
-        if self.ptr != NULL:
+        if self.ptr != NULL and not lr_forked():
             with nogil:
                 llama_model_free(self.ptr)
+            lr_live_add(LR_MODEL, -1)
         lr_guard_free(self.guard)
 
     cdef int check_open(self) except -1:
@@ -191,6 +214,9 @@ cdef class Model:
         """
         cdef llama_model *ptr
         if self.ptr == NULL:
+            return
+        if lr_forked():  # it is the parent's
+            self.ptr = NULL
             return
         enter_exclusive(self.guard, "model")
         reserved = []
@@ -210,6 +236,7 @@ cdef class Model:
         self.vocab_ptr = NULL
         with nogil:
             llama_model_free(ptr)
+        lr_live_add(LR_MODEL, -1)
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):

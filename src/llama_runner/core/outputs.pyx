@@ -5,6 +5,7 @@ import cython
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES
 
 from llama_runner._c.native cimport (
+    lr_forked,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
     lr_guard_free,
@@ -32,7 +33,7 @@ cdef class Outputs:
         return True
 
     def __dealloc__(self):
-        if self.taken != NULL:
+        if self.taken != NULL and not lr_forked():
             lr_outputs_free(self.taken)
         lr_guard_free(self.views)
 

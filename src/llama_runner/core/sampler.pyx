@@ -23,7 +23,9 @@ from llama_runner._c.native cimport (
     LR_PICK_NOTHING,
     LR_PICK_OVERFLOW,
     LR_PICK_RULED_OUT,
+    LR_SAMPLER,
     lr_link_bind,
+    lr_live_add,
     lr_picker_accept,
     lr_picker_copy,
     lr_picker_error,
@@ -211,6 +213,7 @@ cdef class SamplerChain(SamplerLinks):
             self.check_accepted()
             with nogil:
                 made.ptr = llama_sampler_clone(self.ptr)
+            lr_live_add(LR_SAMPLER, 1)
             made.perf_on = self.perf_on
             made.adopt(self)
             made.after_copy(self)

@@ -50,6 +50,8 @@ from llama_runner._c.native cimport (
     LR_FIRST_OTHER,
     LR_FIRST_TOP_K,
     LR_PICK_DONE,
+    LR_SAMPLER,
+    lr_forked,
     lr_grammar_new,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
@@ -57,6 +59,7 @@ from llama_runner._c.native cimport (
     lr_guard_new,
     lr_link_bind,
     lr_link_new,
+    lr_live_add,
     lr_picker_accepted,
     lr_picker_bias,
     lr_picker_free,
@@ -167,11 +170,13 @@ cdef class SamplerLinks:
             self.perf_on = bool(perf)
             params.no_perf = not self.perf_on
             self.ptr = llama_sampler_chain_init(params)
+            lr_live_add(LR_SAMPLER, 1)
 
     def __dealloc__(self):
-        if self.ptr != NULL:
+        if self.ptr != NULL and not lr_forked():
             with nogil:
                 llama_sampler_free(self.ptr)
+            lr_live_add(LR_SAMPLER, -1)
         lr_picker_free(self.picker)
         lr_guard_free(self.guard)
 

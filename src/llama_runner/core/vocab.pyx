@@ -38,6 +38,8 @@ from llama_runner.core.model cimport Model
 from llama_runner import errors
 from llama_runner._check import check_bool, check_int, check_text
 
+# what Cython makes of the C++ exceptions that come of vocabularies with tokens missing
+cdef tuple NATIVE_ERRORS = (RuntimeError, IndexError, ValueError)
 cdef list TYPES = ["none", "spm", "bpe", "wpm", "ugm", "rwkv", "plamo2", "test"]
 
 
@@ -95,7 +97,7 @@ cdef class Vocab:
             try:
                 with nogil:
                     found = llama_tokenize(self.model.vocab_ptr, c_text, length, &view[0], room, special, parse)
-            except RuntimeError as error:
+            except NATIVE_ERRORS as error:
                 raise errors.LlamaRuntimeError(f"cannot tokenize: {error}") from None
             finally:
                 lr_guard_end_shared(self.model.guard)

@@ -21,7 +21,9 @@ lr_chat * lr_chat_new(const llama_model * model, const char * source, char ** er
             return nullptr;
         }
         auto source_text = common_chat_templates_source(templates.get());
-        return new lr_chat{std::move(templates), std::move(source_text)};
+        auto * chat = new lr_chat{std::move(templates), std::move(source_text)};
+        lr_live_add(LR_CHAT, 1);
+        return chat;
     } catch (const std::exception & e) {
         *error = lr_copy_string(e.what());
     } catch (...) {
@@ -31,6 +33,7 @@ lr_chat * lr_chat_new(const llama_model * model, const char * source, char ** er
 }
 
 void lr_chat_free(lr_chat * chat) {
+    lr_live_add(LR_CHAT, chat ? -1 : 0);
     delete chat;
 }
 

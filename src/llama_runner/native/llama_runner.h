@@ -61,6 +61,12 @@ LR_API void       lr_abort_attach(lr_abort * abort, struct llama_context * ctx);
 // Before each decode: forgets an earlier request. `deadline_us` is a llama_time_us() after which it stops; 0 for none.
 LR_API void       lr_abort_arm(lr_abort * abort, bool with_poll, int64_t deadline_us);
 LR_API void       lr_abort_request(lr_abort * abort);  // from any thread
+// After an assertion that unwound out of a computation with several threads: the others still wait for this one, so it must
+// not compute again, and what they look at must not be freed. The thread is marked for good.
+LR_API void       lr_thread_strand(void);
+LR_API bool       lr_thread_stranded(void);
+// For tests: the next decode fails an assertion, on the thread that called it.
+LR_API void       lr_abort_fail(lr_abort * abort);
 
 // --- outputs.cpp: the host buffer that holds logits and embeddings -------------------------------
 
@@ -272,6 +278,24 @@ LR_API void                   lr_link_bind(struct llama_sampler * link, void * u
 LR_API struct llama_sampler * lr_grammar_new(const struct llama_vocab * vocab, const char * text, const char * root, bool lazy,
                                              const char ** patterns, size_t n_patterns, const llama_token * tokens,
                                              size_t n_tokens, char ** error);
+
+// --- model_check.cpp: what a loaded model may still hide ------------------------------------------
+
+// Looks for hyperparameters and tensor types that ggml would assert on a worker thread, where no net catches it.
+// Returns 0, or -1 with *error set.
+LR_API int lr_model_check(const struct llama_model * model, char ** error);
+
+// --- live.cpp: native objects that are alive, and forks ------------------------------------------
+
+// Whoever makes or frees a native object says so here. `LR_GUARD` counts the objects of Python that have a guard.
+typedef enum lr_kind { LR_GUARD, LR_MODEL, LR_CONTEXT, LR_BATCH, LR_SAMPLER, LR_OUTPUTS, LR_CHAT, LR_KINDS } lr_kind;
+
+LR_API void    lr_live_add(int kind, int n);
+LR_API int64_t lr_live_count(int kind);
+
+// Whether this process was forked off one in which lr_runtime_init had run. Its threads are not here and its locks may be
+// held for good: nothing is computed and nothing freed then.
+LR_API bool lr_forked(void);
 
 #ifdef __cplusplus
 }

@@ -28,10 +28,12 @@ ggml_backend_buffer_t lr_outputs_swap(llama_context * ctx, ggml_backend_buffer_t
     auto & mine = output_buffer(*ctx);
     ggml_backend_buffer_t taken = mine.release();
     mine.reset(spare);
+    lr_live_add(LR_OUTPUTS, (taken ? 1 : 0) - (spare ? 1 : 0));
     return taken;
 }
 
 void lr_outputs_free(ggml_backend_buffer_t buffer) {
+    lr_live_add(LR_OUTPUTS, buffer ? -1 : 0);
     ggml_backend_buffer_free(buffer);
 }
 

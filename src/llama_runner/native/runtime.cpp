@@ -51,6 +51,9 @@ void lr_log_line(ggml_log_level level, const char * text) {
     if (level != GGML_LOG_LEVEL_CONT && level < store.level.load(std::memory_order_relaxed)) {
         return;
     }
+    if (lr_forked()) {  // the lock may have been held as the process forked
+        return;
+    }
     std::lock_guard<std::mutex> lock(store.mutex);
     const auto self = std::this_thread::get_id();
     if (level == GGML_LOG_LEVEL_CONT) {
@@ -82,6 +85,7 @@ void lr_free(void * ptr) {
 void lr_runtime_init(const char * lib_dir) {
     static std::once_flag once;
     std::call_once(once, [lib_dir] {
+        lr_note_start();
         llama_log_set([](ggml_log_level level, const char * text, void *) { lr_log_line(level, text); }, nullptr);
         ggml_set_abort_callback(on_abort);
 #ifdef GGML_BACKEND_DL
@@ -96,6 +100,9 @@ void lr_runtime_init(const char * lib_dir) {
 
 int lr_log_pop(char ** text, int * mine) {
     auto & store = logs();
+    if (lr_forked()) {
+        return -1;
+    }
     std::lock_guard<std::mutex> lock(store.mutex);
     if (store.lines.empty()) {
         return -1;
@@ -127,10 +134,17 @@ struct lr_guard {
 };
 
 lr_guard * lr_guard_new(void) {
-    return new (std::nothrow) lr_guard;
+    auto * guard = new (std::nothrow) lr_guard;
+    if (guard) {
+        lr_live_add(LR_GUARD, 1);
+    }
+    return guard;
 }
 
 void lr_guard_free(lr_guard * guard) {
+    if (guard) {
+        lr_live_add(LR_GUARD, -1);
+    }
     delete guard;
 }
 
@@ -164,12 +178,16 @@ struct lr_abort {
     lr_poll_fn        poll;
     void *            user_data;
     std::atomic<bool> requested{false};
+    std::atomic<bool> fail{false};
     bool              with_poll = false;
     int               countdown = 0;
     int64_t           deadline  = 0;
     int64_t           last_poll = 0;
 
     bool check() {
+        if (fail.exchange(false, std::memory_order_relaxed)) {
+            GGML_ABORT("asked for by a test of the last net");
+        }
         if (requested.load(std::memory_order_relaxed)) {
             return true;
         }
@@ -217,4 +235,18 @@ void lr_abort_arm(lr_abort * abort, bool with_poll, int64_t deadline_us) {
 
 void lr_abort_request(lr_abort * abort) {
     abort->requested.store(true, std::memory_order_relaxed);
+}
+
+static thread_local bool stranded = false;
+
+void lr_thread_strand(void) {
+    stranded = true;
+}
+
+bool lr_thread_stranded(void) {
+    return stranded;
+}
+
+void lr_abort_fail(lr_abort * abort) {
+    abort->fail.store(true, std::memory_order_relaxed);
 }

@@ -10,3 +10,6 @@ char * lr_copy_string(const std::string & text);
 
 // Keeps one line of log for Python to fetch; any thread.
 void lr_log_line(ggml_log_level level, const char * text);
+
+// From here on a fork leaves a process behind that must not compute.
+void lr_note_start();
