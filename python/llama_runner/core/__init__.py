@@ -26,9 +26,12 @@ except ImportError as error:
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
+from llama_runner.core.estimate import estimate_memory
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
+from llama_runner.core.quantize import quantize
 from llama_runner.core.sampler import SamplerChain
+from llama_runner.core.splits import split_path, split_prefix
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
@@ -43,5 +46,9 @@ __all__ = [
     "Vocab",
     "build_facts",
     "devices",
+    "estimate_memory",
+    "quantize",
+    "split_path",
+    "split_prefix",
     "system_info",
 ]

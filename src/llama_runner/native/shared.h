@@ -10,3 +10,8 @@ char * lr_copy_string(const std::string & text);
 
 // Keeps one line of log for Python to fetch; any thread.
 void lr_log_line(ggml_log_level level, const char * text);
+
+// While set, each line that the calling thread logs goes to `tap` as well, whatever its level. An exception out of it
+// unwinds through llama.cpp to whoever called that. NULL ends it.
+using lr_tap_fn = void (*)(ggml_log_level level, const char * text, void * user_data);
+void lr_tap_log(lr_tap_fn tap, void * user_data);
