@@ -116,8 +116,6 @@ cdef class Model:
             "kv_overrides": kv_overrides, "check_tensors": check_tensors, "use_extra_bufts": use_extra_bufts,
             "no_host": no_host, "load_mtp": load_mtp,
         }, progress, False)
-        # once: getters need no call, so that a close in another thread cannot pull the model away
-        self.facts = model_facts(self.ptr, self.vocab_only)
         self._contexts = weakref.WeakSet()
 
     cdef int _load(self, dict given, progress, bint no_alloc) except -1:
@@ -154,6 +152,8 @@ cdef class Model:
             self.params.c.progress_callback = NULL
             self.params.c.progress_callback_user_data = NULL
         self.vocab_ptr = llama_model_get_vocab(self.ptr)
+        # once: getters need no call, so that a close in another thread cannot pull the model away
+        self.facts = model_facts(self.ptr, self.vocab_only)
         return 0
 
     cdef int _call_load(self, _Progress holder) except -1:
@@ -464,8 +464,10 @@ cdef tuple check_paths(path):
     """One path, or a list of the parts of a split model, as absolute paths."""
     if not isinstance(path, (list, tuple)):
         return (check_path(path),)
-    if not 1 <= len(path) <= 65535:
-        raise errors.InvalidArgumentError(f"path is a list of {len(path)} files: it has 1 to 65535")
+    if not path:
+        raise errors.ArgumentTypeError("path=[]: it is a file, or a list of at least one")
+    if len(path) > 65535:
+        raise errors.InvalidArgumentError(f"path is a list of {len(path)} files: a model has at most 65535")
     return tuple([check_path(part) for part in path])
 
 
