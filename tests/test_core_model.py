@@ -180,7 +180,7 @@ def test_vocab_only_model_makes_no_context(tiny_model: TinyModelFactory) -> None
         ({"use_mmap": None}, errors.ArgumentTypeError),
         ({"use_mlock": "no"}, errors.ArgumentTypeError),
         ({"check_tensors": 0}, errors.ArgumentTypeError),
-        ({"split_mode": "tensor"}, errors.InvalidArgumentError),
+        ({"split_mode": "diagonal"}, errors.InvalidArgumentError),
         ({"split_mode": None}, errors.InvalidArgumentError),
         ({"main_gpu": -1}, errors.InvalidArgumentError),
         ({"main_gpu": 10_000}, errors.InvalidArgumentError),

@@ -28,13 +28,16 @@ from llama_runner.cells import CellTable
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
+from llama_runner.core.estimate import estimate_memory
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
 from llama_runner.core.rows import apply_rows, sample_rows
+from llama_runner.core.quantize import quantize
 from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
 from llama_runner.core.state import DeviceState
+from llama_runner.core.splits import split_path, split_prefix
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
@@ -58,6 +61,10 @@ __all__ = [
     "logprobs",
     "sample_rows",
     "live_objects",
+    "estimate_memory",
+    "quantize",
+    "split_path",
+    "split_prefix",
     "system_info",
     "top_logprobs",
 ]

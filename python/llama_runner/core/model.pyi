@@ -1,24 +1,35 @@
 import os
-from collections.abc import Callable
-from typing import Literal, Self, SupportsIndex
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Self, SupportsIndex, TypeAlias
 
 from typing_extensions import disjoint_base
 
 from llama_runner.core.vocab import Vocab
 
+_Path: TypeAlias = str | os.PathLike[str]
+
 @disjoint_base
 class Model:
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: _Path | Sequence[_Path],
         *,
         n_gpu_layers: SupportsIndex = -1,
-        vocab_only: bool = False,
-        use_mmap: bool = True,
-        use_mlock: bool = False,
-        check_tensors: bool = False,
-        split_mode: Literal["none", "layer", "row"] = "layer",
+        devices: Sequence[str] | None = None,
+        split_mode: Literal["none", "layer", "row", "tensor"] = "layer",
         main_gpu: SupportsIndex = 0,
+        tensor_split: Sequence[float] | None = None,
+        tensor_buft_overrides: Mapping[str, str] | None = None,
+        vocab_only: bool = False,
+        use_mmap: bool | Literal["auto"] = "auto",
+        use_mlock: bool = False,
+        use_direct_io: bool = False,
+        lazy: Literal["off", "auto", "on"] = "auto",
+        kv_overrides: Mapping[str, int | float | bool | str] | None = None,
+        check_tensors: bool = False,
+        use_extra_bufts: bool = True,
+        no_host: bool = False,
+        load_mtp: bool = False,
         progress: Callable[[float], object] | None = None,
     ) -> None: ...
     def __enter__(self) -> Self: ...
@@ -26,6 +37,8 @@ class Model:
     def close(self) -> None: ...
     @property
     def path(self) -> str: ...
+    @property
+    def paths(self) -> tuple[str, ...]: ...
     @property
     def vocab_only(self) -> bool: ...
     @property
@@ -49,13 +62,23 @@ class Model:
     @property
     def n_embd(self) -> int: ...
     @property
+    def n_embd_inp(self) -> int: ...
+    @property
+    def n_embd_out(self) -> int: ...
+    @property
     def n_layer(self) -> int: ...
+    @property
+    def n_layer_nextn(self) -> int: ...
     @property
     def n_head(self) -> int: ...
     @property
     def n_head_kv(self) -> int: ...
     @property
     def n_swa(self) -> int: ...
+    @property
+    def rope_type(self) -> Literal["none", "norm", "neox", "mrope", "imrope", "vision"]: ...
+    @property
+    def rope_freq_scale_train(self) -> float: ...
     @property
     def has_encoder(self) -> bool: ...
     @property
@@ -64,7 +87,18 @@ class Model:
     def is_recurrent(self) -> bool: ...
     @property
     def is_hybrid(self) -> bool: ...
+    @property
+    def is_diffusion(self) -> bool: ...
+    @property
+    def n_cls_out(self) -> int: ...
+    @property
+    def classifier_labels(self) -> tuple[str, ...]: ...
+    @property
+    def decoder_start_token(self) -> int | None: ...
     def meta(self, key: str) -> str | None: ...
     @property
     def metadata(self) -> dict[str, str]: ...
+    @property
+    def sampling_metadata(self) -> dict[str, str]: ...
     def chat_template(self, name: str | None = None) -> str | None: ...
+    def save(self, path: _Path, *, overwrite: bool = False) -> str: ...

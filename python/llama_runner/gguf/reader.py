@@ -46,11 +46,14 @@ _CODES = {
 }  # fmt: skip
 
 
-def read_gguf_header(path: str | os.PathLike[str], *, keep_arrays: bool = False) -> GGUFHeader:
+def read_gguf_header(
+    path: str | os.PathLike[str], *, keep_arrays: bool = False, later_part: bool = False
+) -> GGUFHeader:
     """Read and check the header at ``path``; the time taken does not depend on the size of the weights.
 
     Arrays of more than 1024 elements (a tokenizer's) are stepped over unless ``keep_arrays``: of those
-    only the type and the length are known. Of a split model, ``path`` has to be the first file.
+    only the type and the length are known. Of a split model, ``path`` has to be the first file, unless
+    ``later_part``: another one has tensors and hardly any metadata, not even an architecture.
 
     Raises ModelNotFoundError (nothing there, or a directory), ModelFormatError (no GGUF file, or a
     damaged or truncated one), UnsupportedModelError (sound, but nothing the pinned llama.cpp can read),
@@ -60,7 +63,7 @@ def read_gguf_header(path: str | os.PathLike[str], *, keep_arrays: bool = False)
     size = require_file(path)
     try:
         with open(path, "rb", buffering=0) as file:
-            return _Reader(path, file, size, keep_arrays).header()
+            return _Reader(path, file, size, keep_arrays).header(later_part)
     except OSError as error:
         raise storage_error(f"cannot read {str(path)!r}", error) from error
 
@@ -201,11 +204,12 @@ class _Reader:
 
     # -- header ------------------------------------------------------------------------------------
 
-    def header(self) -> GGUFHeader:
+    def header(self, later_part: bool) -> GGUFHeader:
         version, n_tensors, n_kv = self.preamble()
         kv = self.pairs(n_kv)
         alignment = self.alignment(kv)
-        self.check_architecture(kv)
+        if not later_part:
+            self.check_architecture(kv)
         infos = list(self.tensor_infos(n_tensors))
         end = self.tell()
         data_offset = -(-end // alignment) * alignment if infos else end

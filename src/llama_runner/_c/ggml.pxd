@@ -83,11 +83,14 @@ cdef extern from "ggml-backend.h" nogil:
         GGML_BACKEND_DEVICE_TYPE_ACCEL
         GGML_BACKEND_DEVICE_TYPE_META
 
+    const char *ggml_backend_buft_name(ggml_backend_buffer_type_t buft) except +
+
     const char *ggml_backend_dev_name(ggml_backend_dev_t device) except +
     const char *ggml_backend_dev_description(ggml_backend_dev_t device) except +
     void ggml_backend_dev_memory(ggml_backend_dev_t device, size_t *free, size_t *total) except +
     int ggml_backend_dev_get_type "ggml_backend_dev_type"(ggml_backend_dev_t device) except +
     ggml_backend_reg_t ggml_backend_dev_backend_reg(ggml_backend_dev_t device) except +
+    ggml_backend_buffer_type_t ggml_backend_dev_buffer_type(ggml_backend_dev_t device) except +
 
     const char *ggml_backend_reg_name(ggml_backend_reg_t reg) except +
 

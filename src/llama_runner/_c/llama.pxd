@@ -291,6 +291,32 @@ cdef extern from "llama.h" nogil:
         size_t n_samplers
         llama_context *ctx_other
 
+    ctypedef struct llama_model_tensor_override:
+        const char *pattern
+        ggml_type type
+
+    ctypedef struct llama_model_imatrix_data:
+        const char *name
+        const float *data
+        size_t size
+
+    ctypedef struct llama_model_quantize_params:
+        int32_t nthread
+        llama_ftype ftype
+        ggml_type output_tensor_type
+        ggml_type token_embedding_type
+        bool allow_requantize
+        bool quantize_output_tensor
+        bool only_copy
+        bool pure
+        bool keep_split
+        bool dry_run
+        const llama_model_imatrix_data *imatrix
+        const llama_model_kv_override *kv_overrides
+        const llama_model_tensor_override *tt_overrides
+        const int32_t *prune_layers
+        size_t max_buf_size
+
     ctypedef struct llama_logit_bias:
         llama_token token
         float bias
@@ -309,6 +335,7 @@ cdef extern from "llama.h" nogil:
     llama_model_params llama_model_default_params() except +
     llama_context_params llama_context_default_params() except +
     llama_sampler_chain_params llama_sampler_chain_default_params() except +
+    llama_model_quantize_params llama_model_quantize_default_params() except +
     void llama_backend_init() except +
     void llama_backend_free() except +
     llama_model *llama_model_load_from_file(const char *path_model, llama_model_params params) except +
@@ -377,6 +404,10 @@ cdef extern from "llama.h" nogil:
     bool llama_model_is_recurrent(const llama_model *model) except +
     bool llama_model_is_hybrid(const llama_model *model) except +
     bool llama_model_is_diffusion(const llama_model *model) except +
+    uint32_t llama_model_quantize(
+        const char *fname_inp,
+        const char *fname_out,
+        const llama_model_quantize_params *params) except +
     llama_adapter_lora *llama_adapter_lora_init(llama_model *model, const char *path_lora) except +
     int32_t llama_adapter_meta_val_str(
         const llama_adapter_lora *adapter,

@@ -16,6 +16,14 @@ from llama_runner._c.llama cimport (
     llama_token_data,
     llama_vocab,
 )
+from llama_runner._c.llama cimport (
+    llama_context,
+    llama_context_params,
+    llama_load_mode,
+    llama_model,
+    llama_model_params,
+    llama_model_quantize_params,
+)
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -198,3 +206,21 @@ cdef extern from "llama_runner.h" nogil:
     void lr_live_add(int kind, int n)
     int64_t lr_live_count(int kind)
     bool lr_forked()
+
+    int lr_regex_search(const char *pattern, const char *text, char **error)
+    llama_model *lr_model_load(const char **paths, size_t n_paths, llama_model_params params, char **used) except +
+    ctypedef int (*lr_tensor_fn)(int done, void *user_data) noexcept
+    int lr_quantize(
+        const char *input,
+        const char *output,
+        const llama_model_quantize_params *params,
+        lr_tensor_fn on_tensor,
+        void *user_data,
+        char **report)
+    char *lr_measure(
+        llama_model *model,
+        llama_context_params params,
+        const char **paths,
+        size_t n_paths,
+        llama_load_mode load_mode,
+        char **error)

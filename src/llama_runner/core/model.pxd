@@ -1,5 +1,6 @@
-from llama_runner._c.llama cimport llama_model, llama_model_params, llama_vocab
+from llama_runner._c.llama cimport llama_model, llama_vocab
 from llama_runner._c.native cimport lr_guard
+from llama_runner.core.model_params cimport ModelParams
 
 
 cdef class Model:
@@ -8,12 +9,28 @@ cdef class Model:
     # shared while a call is inside without the GIL, exclusive while closing
     cdef lr_guard *guard
     cdef readonly str path
+    cdef readonly tuple paths
     cdef readonly bint vocab_only
-    cdef str weights_digest  # of samples of the file: tells models of the same metadata apart
+    cdef ModelParams params  # held: llama.cpp keeps pointers into it
+    cdef dict facts
+    cdef str weights_digest  # of samples of the files: tells models of the same metadata apart
     cdef object _vocab  # weak: a vocabulary holds its model, not the other way round
     cdef object _contexts  # weak set of open contexts; close() closes them first
     cdef object __weakref__
 
-    cdef int _load(self, llama_model_params params, progress) except -1
+    cdef int _load(self, dict given, progress, bint no_alloc) except -1
+    cdef int _call_load(self, _Progress holder) except -1
     cdef int _check_loaded(self) except -1
+    cdef void _free(self) noexcept
+    cdef object fact(self, str name)
     cdef int check_open(self) except -1
+    cdef int enter(self) except -1
+
+
+cdef tuple check_paths(path)
+
+
+cdef class _Progress:
+    cdef object callback
+    cdef object error
+    cdef bint cancelled

@@ -297,6 +297,28 @@ LR_API int64_t lr_live_count(int kind);
 // held for good: nothing is computed and nothing freed then.
 LR_API bool lr_forked(void);
 
+// --- models.cpp: loading, quantizing, measuring --------------------------------------------------
+
+// Whether a std::regex, as llama.cpp compiles it, is found in `text`: 1 or 0, or -1 with *error set when it is no regex.
+LR_API int lr_regex_search(const char * pattern, const char * text, char ** error);
+
+// llama_model_load_from_file for one path, llama_model_load_from_splits for several. *used gets the keys of those
+// kv_overrides that llama.cpp took, a line each (lr_free it).
+LR_API struct llama_model * lr_model_load(const char ** paths, size_t n_paths, struct llama_model_params params, char ** used);
+
+// llama_model_quantize, which tells of its progress in its log alone: `on_tensor` is called on the calling thread before
+// each tensor, with how many are done; a return other than 0 ends the call (-1). *report gets a line a tensor: its name,
+// a tab, and the type it gets where that is another one (lr_free it). Returns 0, or what llama.cpp returned.
+typedef int (*lr_tensor_fn)(int done, void * user_data);
+LR_API int lr_quantize(const char * input, const char * output, const llama_model_quantize_params * params,
+        lr_tensor_fn on_tensor, void * user_data, char ** report);
+
+// What a context of `params` over `model`, which was loaded with no_alloc, will occupy, by llama.cpp's own allocators: JSON,
+// a list of {"device", "host", "model", "context", "compute", "free", "total"}. Where `load_mode` maps the files at `paths`,
+// weights are counted as mapped. Returns NULL with *error set on failure; *error stays NULL where llama.cpp only logged.
+LR_API char * lr_measure(struct llama_model * model, struct llama_context_params params, const char ** paths,
+        size_t n_paths, enum llama_load_mode load_mode, char ** error);
+
 #ifdef __cplusplus
 }
 #endif

@@ -38,6 +38,12 @@ log_store & logs() {
     return *store;
 }
 
+struct log_tap {
+    lr_tap_fn call      = nullptr;
+    void *    user_data = nullptr;
+};
+thread_local log_tap tap;
+
 // A last net, never instead of a check: an assertion that fails on the calling thread becomes a C++ exception, which the
 // Cython layer turns into a Python one. On a worker thread it still ends the process, as upstream means it to.
 void on_abort(const char * message) {
@@ -46,7 +52,14 @@ void on_abort(const char * message) {
 
 }  // namespace
 
+void lr_tap_log(lr_tap_fn call, void * user_data) {
+    tap = {call, user_data};
+}
+
 void lr_log_line(ggml_log_level level, const char * text) {
+    if (tap.call) {
+        tap.call(level, text, tap.user_data);
+    }
     auto & store = logs();
     if (level != GGML_LOG_LEVEL_CONT && level < store.level.load(std::memory_order_relaxed)) {
         return;

@@ -13,3 +13,8 @@ void lr_log_line(ggml_log_level level, const char * text);
 
 // From here on a fork leaves a process behind that must not compute.
 void lr_note_start();
+
+// While set, each line that the calling thread logs goes to `tap` as well, whatever its level. An exception out of it
+// unwinds through llama.cpp to whoever called that. NULL ends it.
+using lr_tap_fn = void (*)(ggml_log_level level, const char * text, void * user_data);
+void lr_tap_log(lr_tap_fn tap, void * user_data);

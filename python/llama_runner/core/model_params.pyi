@@ -1,0 +1,1 @@
+# compiled; nothing in it is for Python
