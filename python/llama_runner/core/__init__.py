@@ -1,6 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
+``Detokenizer``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -26,20 +27,24 @@ except ImportError as error:
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
+from llama_runner.core.detokenizer import Detokenizer
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.stepper import Stepper
+from llama_runner.core.token_attr import TokenAttr
 from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
     "ChatTemplate",
     "Context",
+    "Detokenizer",
     "Memory",
     "Model",
     "SamplerChain",
     "Stepper",
+    "TokenAttr",
     "Vocab",
     "build_facts",
     "devices",

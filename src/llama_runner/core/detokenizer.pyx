@@ -28,8 +28,9 @@ cdef class Detokenizer:
     """Text out of tokens as they come: whole characters at once, half a character when the rest has come.
 
     The texts that it returns, with the last one of ``flush()``, join to what the bytes of all pieces decode to with
-    ``errors="replace"``: ``Vocab.token_to_piece`` of each token, never cleaned up or stripped as ``Vocab.detokenize`` does
-    for some vocabularies. ``special`` writes special tokens as text instead of nothing.
+    ``errors="replace"``: ``Vocab.token_to_piece`` of each token, never cleaned up or stripped as ``Vocab.detokenize``
+    does for some vocabularies. ``special`` writes special tokens as text instead of nothing. It keeps all bytes until
+    ``reset()``.
 
     One thread at a time; a second one gets ContextBusyError.
     """
@@ -76,7 +77,7 @@ cdef class Detokenizer:
     def push(self, token):
         """Take one token; return the text that is certain now, ``""`` inside a character.
 
-        Wraps ``llama_token_to_piece``. Raises IndexOutOfRangeError for an id outside the vocabulary, with nothing taken.
+        Wraps ``llama_token_to_piece``. Raises IndexOutOfRangeError for an id outside the vocabulary: nothing is taken.
         """
         cdef llama_token checked
         self.enter()

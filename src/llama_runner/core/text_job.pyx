@@ -1,7 +1,6 @@
 """``TextJob``: texts or tokens on their way through the native library, with an ear for Ctrl-C. Internal."""
 
 import atexit
-import time
 
 import cython
 import numpy as np

@@ -68,8 +68,8 @@ cdef tuple SPECIAL = (
 cdef class Vocab:
     """The vocabulary of a model; get it as ``model.vocab``. Any number of threads may use it at once.
 
-    While another thread closes the model, every call raises ContextBusyError, afterwards ClosedError. Where the model has
-    no vocabulary, everything but ``type``, ``n_tokens`` and ``model`` raises ModelCapabilityError.
+    While another thread closes the model, every call raises ContextBusyError, afterwards ClosedError. Where the model
+    has no vocabulary, everything but ``type``, ``n_tokens`` and ``model`` raises ModelCapabilityError.
     """
 
     def __init__(self, Model model not None):
@@ -141,10 +141,10 @@ cdef class Vocab:
 
         ``add_special`` adds BOS and EOS where the model wants them; ``parse_special`` reads ``<|im_end|>`` and its like
         as the special tokens they name: switch it on for templates of your own, never for text of a user's.
-        ``text`` is a str, or bytes in UTF-8; InvalidArgumentError names a NUL, a lone surrogate or bad UTF-8 in it, or a
-        run of characters that is too long for llama.cpp's splitter (hundreds of thousands). ModelCapabilityError where
-        the vocabulary has no token for a character or for BOS. Ctrl-C is felt at once, but the native work on a long
-        text goes on in the background, with the model in use until it ends.
+        ``text`` is a str, or bytes in UTF-8; InvalidArgumentError names a NUL, a lone surrogate or bad UTF-8 in it, or
+        a run of characters that is too long for llama.cpp's splitter (about a million). ModelCapabilityError where the
+        vocabulary has no token for a character or for BOS. Ctrl-C is felt at once, but the native work on a long text
+        goes on in the background, with the model in use until it ends.
         """
         cdef TextJob job = self.tokenizing(add_special, parse_special)
         job.add_text(checked_text("text", text))
@@ -155,8 +155,8 @@ cdef class Vocab:
         """The tokens of each of ``texts``, in order. Wraps ``llama_tokenize``, in native threads without the GIL.
 
         A list of int32 arrays; with ``flat``, one int32 array of all tokens and an int64 array ``offsets`` of n + 1
-        numbers: those of text i are ``tokens[offsets[i]:offsets[i + 1]]``. ``n_threads`` is the most to use, None for the
-        physical cores of this process; little work is done in the calling thread. Switches and errors as for
+        numbers: those of text i are ``tokens[offsets[i]:offsets[i + 1]]``. ``n_threads`` is the most to use, None for
+        the physical cores of this process; little work is done in the calling thread. Switches and errors as for
         ``tokenize``; an error names the first bad text as ``texts[i]``, and nothing is returned.
         """
         cdef TextJob job = self.tokenizing(add_special, parse_special)
@@ -298,8 +298,8 @@ cdef class Vocab:
     def pieces(self, special=False, flat=False):
         """``token_to_piece`` of every token: a list of bytes by id. Wraps ``llama_token_to_piece``.
 
-        With ``flat``, one uint8 array of all bytes and an int64 array ``offsets`` of n + 1 numbers: those of token i are
-        ``data[offsets[i]:offsets[i + 1]]``. Made anew at each call.
+        With ``flat``, one uint8 array of all bytes and an int64 array ``offsets`` of n + 1 numbers: those of token i
+        are ``data[offsets[i]:offsets[i + 1]]``. Made anew at each call.
         """
         cdef bint with_special = check_bool("special", special), in_one = check_bool("flat", flat)
         cdef size_t total
@@ -325,7 +325,7 @@ cdef class Vocab:
 
     @property
     def scores(self):
-        """``score`` of every token, float32, shape (n_tokens,); made anew each time. Wraps ``llama_vocab_get_score``."""
+        """``score`` of every token, float32, shape (n,); made anew each time. Wraps ``llama_vocab_get_score``."""
         values = np.empty(self.n_tokens, dtype=np.float32)
         cdef float[::1] view = values
         self.enter()
@@ -339,7 +339,7 @@ cdef class Vocab:
 
     @property
     def attrs(self):
-        """``attr`` of every token, int32, shape (n_tokens,); made anew each time. Wraps ``llama_vocab_get_attr``.
+        """``attr`` of every token, int32, shape (n,); made anew each time. Wraps ``llama_vocab_get_attr``.
 
         ``vocab.attrs & TokenAttr.CONTROL`` selects by attribute.
         """
