@@ -324,6 +324,26 @@ def test_other_kinds_have_no_such_limit(spm: Vocab) -> None:
     assert spm.tokenize("a" * 1_000_000, add_special=False).size > 10_000
 
 
+def test_ten_megabytes_and_deep_marks(spm: Vocab, bpe: Vocab) -> None:
+    for vocab in (spm, bpe):
+        words = "the world of time " * 580_000
+        ids = vocab.tokenize(words, add_special=False)
+        assert vocab.detokenize(ids) == words
+        marks = "e" + "\u0301" * 200_000
+        assert vocab.detokenize(vocab.tokenize(marks, add_special=False)) == marks
+
+
+def test_every_single_byte(spm: Vocab, bpe: Vocab) -> None:
+    for vocab in (spm, bpe):
+        for byte in range(256):
+            data = bytes([byte])
+            if 0 < byte < 0x80:
+                assert vocab.detokenize_bytes(vocab.tokenize(data, add_special=False)) == data
+            else:
+                with pytest.raises(errors.InvalidArgumentError, match="NUL" if byte == 0 else "not UTF-8"):
+                    vocab.tokenize(data)
+
+
 INTERRUPTED = """
 import signal, sys, time
 from llama_runner import errors
