@@ -416,7 +416,8 @@ def test_arrays_of_the_whole_vocabulary(name: str) -> None:
             assert scores[token] == vocab.score(token)
             assert attrs[token] == vocab.attr(token)
             assert bool(attrs[token] & TokenAttr.CONTROL) == vocab.is_control(token)
-        scores[:] = 0  # a copy
+        scores[:] = 7
+        assert not (vocab.scores == 7).any()  # it was a copy
         assert len(vocab.eog_tokens) > 0
 
 

@@ -386,6 +386,8 @@ cdef class Vocab:
     @property
     def type(self):
         """``"spm"``, ``"bpe"``, ``"wpm"``, … or ``"none"``. Wraps ``llama_vocab_type``."""
+        if self.model is None:  # a subclass that did not call __init__
+            raise errors.InvalidArgumentError("this Vocab was never made: get it as model.vocab")
         self.model.check_open()
         return kind_name(self.kind)
 
