@@ -20,14 +20,14 @@ import pytest
 
 from fixtures_models import TinyModelFactory
 from llama_runner import errors
-from llama_runner.core import Batch, ChatTemplate, Context, Memory, Model, SamplerChain, Vocab
+from llama_runner.core import Batch, ChatTemplate, Context, Detokenizer, Memory, Model, SamplerChain, Vocab
 
 DRIVER = '''
 import json, sys
 import numpy as np
 from llama_runner import errors
 from llama_runner.core import (
-    Batch, ChatTemplate, Context, Memory, Model, SamplerChain, Vocab, apply_rows, sample_rows)
+    Batch, ChatTemplate, Context, Detokenizer, Memory, Model, SamplerChain, Vocab, apply_rows, sample_rows)
 
 paths = json.loads(sys.argv[1])
 BAD = [
@@ -116,6 +116,18 @@ sweep("tokenize", vocab.tokenize, ("a", True, False), {"add_special": True, "par
 sweep("detokenize", vocab.detokenize, ([300], False, False))
 sweep("detokenize_bytes", vocab.detokenize_bytes, ([300],), {"remove_special": False, "unparse_special": False})
 sweep("token_to_piece", vocab.token_to_piece, (300, False, 0))
+sweep("tokenize_many", vocab.tokenize_many, (["a"],),
+      {"add_special": True, "parse_special": True, "n_threads": 2, "flat": True})
+sweep("detokenize_many", vocab.detokenize_many, ([[300]],),
+      {"remove_special": False, "unparse_special": False, "n_threads": 2})
+sweep("detokenize_bytes_many", vocab.detokenize_bytes_many, ([[300]], False, False, 2))
+sweep("pieces", vocab.pieces, (False, False))
+stream = Detokenizer(vocab)
+sweep("Detokenizer", Detokenizer, (vocab,), {"special": True})
+sweep("push", stream.push, (300,))
+sweep("push_many", stream.push_many, ([300],))
+sweep("flush", stream.flush)
+assert isinstance(stream.clone().flush(), str)
 for name in ("is_eog", "is_control", "text", "score", "attr"):
     sweep(name, getattr(vocab, name), (300,))
 sweep("Vocab", Vocab, (model,))
@@ -334,7 +346,7 @@ assert ChatTemplate(model).apply([message]).startswith("<|im_start|>user")
 def test_every_public_method_is_attacked() -> None:
     text = "".join(GROUPS.values())
     harmless = {"reset", "clone"}  # take no argument, and are called there
-    for kind in (Model, Vocab, Context, Batch, Memory, SamplerChain, ChatTemplate):
+    for kind in (Model, Vocab, Context, Batch, Memory, SamplerChain, ChatTemplate, Detokenizer):
         assert kind.__name__ in text
         for name in dir(kind):
             if not name.startswith("_") and callable(getattr(kind, name)) and name not in harmless:

@@ -71,7 +71,9 @@ VOCAB_CALLS: dict[str, tuple] = {
     "tokenize": ("a",), "detokenize": ([1],), "detokenize_bytes": ([1],), "token_to_piece": (1,), "is_eog": (1,),
     "is_control": (1,), "text": (1,), "score": (1,), "attr": (1,), "type": (), "bos": (), "eos": (), "eot": (),
     "sep": (), "nl": (), "pad": (), "mask": (), "fim_pre": (), "fim_suf": (), "fim_mid": (), "add_bos": (),
-    "add_eos": (), "eog_tokens": (),
+    "add_eos": (), "eog_tokens": (), "tokenize_many": (["a"],), "detokenize_many": ([[1]],), "pieces": (),
+    "detokenize_bytes_many": ([[1]],), "scores": (), "attrs": (), "suppress_tokens": (), "special_tokens": (),
+    "add_sep": (), "fim_pad": (), "fim_rep": (), "fim_sep": (),
 }  # fmt: skip
 
 

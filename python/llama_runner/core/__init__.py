@@ -2,6 +2,8 @@
 
 ``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain`` and
 ``sample_rows``, ``Stepper``, ``ChatTemplate``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
+``Detokenizer``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -29,6 +31,7 @@ from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
 from llama_runner.core.estimate import estimate_memory
+from llama_runner.core.detokenizer import Detokenizer
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
@@ -39,6 +42,7 @@ from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
 from llama_runner.core.state import DeviceState
 from llama_runner.core.splits import split_path, split_prefix
 from llama_runner.core.stepper import Stepper
+from llama_runner.core.token_attr import TokenAttr
 from llama_runner.core.vocab import Vocab
 
 __all__ = [
@@ -48,10 +52,12 @@ __all__ = [
     "Context",
     "ContextPerf",
     "DeviceState",
+    "Detokenizer",
     "Memory",
     "Model",
     "SamplerChain",
     "Stepper",
+    "TokenAttr",
     "Vocab",
     "argmax",
     "apply_rows",

@@ -4,6 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type
@@ -24,6 +25,7 @@ from llama_runner._c.llama cimport (
     llama_model_params,
     llama_model_quantize_params,
 )
+from llama_runner._c.llama cimport llama_context, llama_model, llama_token, llama_vocab
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -224,3 +226,32 @@ cdef extern from "llama_runner.h" nogil:
         size_t n_paths,
         llama_load_mode load_mode,
         char **error)
+
+    ctypedef struct lr_vocab:
+        pass
+    lr_vocab *lr_vocab_new(const llama_vocab *vocab)
+    void lr_vocab_free(lr_vocab *vocab)
+    size_t lr_vocab_frame_size(lr_vocab *vocab)
+
+    enum lr_text_code:
+        LR_TEXT_OK
+        LR_TEXT_ARGUMENT
+        LR_TEXT_CAPABILITY
+        LR_TEXT_MEMORY
+        LR_TEXT_FAILED
+
+    ctypedef struct lr_text_job:
+        pass
+    lr_text_job *lr_tokenize_new(lr_vocab *vocab, bool add_special, bool parse_special)
+    lr_text_job *lr_detokenize_new(lr_vocab *vocab, bool remove_special, bool unparse_special)
+    void lr_text_job_free(lr_text_job *job)
+    bool lr_text_job_add(lr_text_job *job, const void *data, size_t size)
+    void lr_text_job_start(lr_text_job *job, int n_threads)
+    bool lr_text_job_wait(lr_text_job *job, int64_t timeout_us)
+    bool lr_text_job_leave(lr_text_job *job, lr_guard *guard)
+    int lr_text_job_error(const lr_text_job *job, size_t *index, const char **text)
+    const void *lr_text_job_item(const lr_text_job *job, size_t index, size_t *size)
+    size_t lr_pieces(
+        const llama_vocab *vocab, const llama_token *tokens, size_t count, bool special, char *out, int64_t *offsets)
+    void lr_vocab_scores(const llama_vocab *vocab, float *out)
+    void lr_vocab_attrs(const llama_vocab *vocab, int32_t *out)

@@ -319,6 +319,52 @@ LR_API int lr_quantize(const char * input, const char * output, const llama_mode
 LR_API char * lr_measure(struct llama_model * model, struct llama_context_params params, const char ** paths,
         size_t n_paths, enum llama_load_mode load_mode, char ** error);
 
+// --- vocab.cpp: text to tokens and back, many at once --------------------------------------------
+
+// What is known of a vocabulary beside what llama.cpp knows. Freed before or after the model, with no job left.
+typedef struct lr_vocab lr_vocab;
+LR_API lr_vocab * lr_vocab_new(const struct llama_vocab * vocab);
+LR_API void       lr_vocab_free(lr_vocab * vocab);
+
+// Bytes of stack that llama.cpp takes for each character of a run when it splits text; 0 where it does not recurse.
+LR_API size_t lr_vocab_frame_size(lr_vocab * vocab);
+
+enum lr_text_code {
+    LR_TEXT_OK         = 0,
+    LR_TEXT_ARGUMENT   = 1,  // the text is too large
+    LR_TEXT_CAPABILITY = 2,  // the vocabulary cannot do it
+    LR_TEXT_MEMORY     = 3,
+    LR_TEXT_FAILED     = 4,
+};
+
+// Texts to be tokenized, or lists of tokens to be detokenized. What is added is borrowed until the job is freed.
+typedef struct lr_text_job lr_text_job;
+LR_API lr_text_job * lr_tokenize_new(lr_vocab * vocab, bool add_special, bool parse_special);
+LR_API lr_text_job * lr_detokenize_new(lr_vocab * vocab, bool remove_special, bool unparse_special);
+LR_API void          lr_text_job_free(lr_text_job * job);
+LR_API bool          lr_text_job_add(lr_text_job * job, const void * data, size_t size);  // false: no memory
+
+// Does small work at once, else starts up to `n_threads` threads. Then wait until it returns true.
+LR_API void lr_text_job_start(lr_text_job * job, int n_threads);
+LR_API bool lr_text_job_wait(lr_text_job * job, int64_t timeout_us);
+
+// Asks for an early end. True: it goes on by itself, ends the shared guard (may be NULL) when it has, and may be freed
+// after a wait has returned true. False: it has ended.
+LR_API bool lr_text_job_leave(lr_text_job * job, lr_guard * guard);
+
+// Once it has ended: the first input that failed and why, else LR_TEXT_OK; and the tokens, or bytes, of an input.
+LR_API int          lr_text_job_error(const lr_text_job * job, size_t * index, const char ** text);
+LR_API const void * lr_text_job_item(const lr_text_job * job, size_t index, size_t * size);
+
+// The pieces of `tokens` (NULL: of the ids from 0 on), one after another: returns the bytes in all. `out` and `offsets`
+// (count + 1) may be NULL. The ids are within the vocabulary, which is not of type none.
+LR_API size_t lr_pieces(const struct llama_vocab * vocab, const llama_token * tokens, size_t count, bool special,
+                        char * out, int64_t * offsets);
+
+// One value for each token; the vocabulary is not of type none.
+LR_API void lr_vocab_scores(const struct llama_vocab * vocab, float * out);
+LR_API void lr_vocab_attrs(const struct llama_vocab * vocab, int32_t * out);
+
 #ifdef __cplusplus
 }
 #endif

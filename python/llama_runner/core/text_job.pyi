@@ -1,0 +1,1 @@
+# Internal: what Vocab and Detokenizer share. Nothing in it is for callers.
