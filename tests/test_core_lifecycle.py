@@ -49,7 +49,8 @@ def ctx(tiny_model: TinyModelFactory) -> Context:
 CONTEXT_CALLS: dict[str, tuple] = {
     "decode": (one_row(),), "encode": (one_row(),), "set_n_threads": (1,), "logits": (), "embeddings": (),
     "embeddings_seq": (), "n_ctx_seq": (), "n_threads": (), "n_threads_batch": (), "memory_breakdown": (),
-    "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""),
+    "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""), "set_adapters": (), "adapters": (),
+    "set_control_vector": (), "control_vector": (),
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",

@@ -1,6 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
+``LoraAdapter``, ``ControlVector``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -23,9 +24,11 @@ except ImportError as error:
         "this is broken: reinstall it."
     ) from error
 
+from llama_runner.core.adapter import LoraAdapter
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
+from llama_runner.core.control_vector import ControlVector
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.sampler import SamplerChain
@@ -36,6 +39,8 @@ __all__ = [
     "Batch",
     "ChatTemplate",
     "Context",
+    "ControlVector",
+    "LoraAdapter",
     "Memory",
     "Model",
     "SamplerChain",

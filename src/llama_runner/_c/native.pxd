@@ -5,7 +5,7 @@ from libc.stdint cimport int64_t
 from libcpp cimport bool
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type
-from llama_runner._c.llama cimport llama_context, llama_model
+from llama_runner._c.llama cimport llama_adapter_lora, llama_context, llama_model
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -48,3 +48,17 @@ cdef extern from "llama_runner.h" nogil:
     void lr_chat_free(lr_chat *chat)
     const char *lr_chat_source(const lr_chat *chat)
     char *lr_chat_apply(const lr_chat *chat, const char *request, char **error)
+
+    ctypedef struct lr_rwlock:
+        pass
+    lr_rwlock *lr_rwlock_new()
+    void lr_rwlock_free(lr_rwlock *lock)
+    void lr_rwlock_lock_shared(lr_rwlock *lock)
+    void lr_rwlock_unlock_shared(lr_rwlock *lock)
+    void lr_rwlock_lock(lr_rwlock *lock)
+    void lr_rwlock_unlock(lr_rwlock *lock)
+    int lr_reserve(llama_context *ctx, lr_rwlock *adapters, char **error)
+    bool lr_model_tensor(const llama_model *model, const char *name, int64_t *shape, int *type) except +
+    const char *lr_model_output_name(const llama_model *model)
+    int lr_adapter_used(const llama_context *ctx, const llama_adapter_lora *adapter, int *total) except +
+    int lr_control_vector_used(llama_context *ctx) except +

@@ -24,6 +24,8 @@ cdef class Context:
     cdef int n_outputs_max
     cdef object _memory
     cdef dict _settings, _fingerprint
+    cdef tuple _adapters  # core.adapter.AdapterUse: each keeps its adapter from being closed
+    cdef object _control_vector, _control_digest
     cdef bint reserved
     cdef object __weakref__
 
@@ -34,6 +36,7 @@ cdef class Context:
     cdef int _create(self, Model model, llama_context_params params) except -1
     cdef void note_positions(self, Batch batch, int32_t *before) noexcept
     cdef int fail(self, Batch batch, int32_t *before, int code) except -1
+    cdef int reserve_graph(self) except -1
     cdef int run(self, Batch batch, bint encode, object timeout) except -1
     cdef int keep_views(self) except -1
     cdef int take_back(self, Batch batch, int32_t *before) except -1

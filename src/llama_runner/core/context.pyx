@@ -59,8 +59,11 @@ from llama_runner._c.native cimport (
     lr_guard_try_shared,
     lr_memory_breakdown,
     lr_outputs_swap,
+    lr_reserve,
+    lr_rwlock_lock_shared,
+    lr_rwlock_unlock_shared,
 )
-from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error
+from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, native_error, take_string
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.context_params cimport MAX_THREADS, check_memory, context_params
 from llama_runner.core.model cimport Model
@@ -139,6 +142,7 @@ cdef class Context:
     """
 
     def __cinit__(self):
+        self._adapters = ()
         self.guard = lr_guard_new()
         self.abort_state = lr_abort_new(on_poll, <void *> self)
         if self.guard == NULL or self.abort_state == NULL:
@@ -192,7 +196,12 @@ cdef class Context:
                 model.check_open()
                 check_memory(model, params)
                 with nogil:
-                    self.ptr = llama_init_from_model(model.ptr, params)
+                    lr_rwlock_lock_shared(model.adapters)
+                try:
+                    with nogil:
+                        self.ptr = llama_init_from_model(model.ptr, params)
+                finally:
+                    lr_rwlock_unlock_shared(model.adapters)
             finally:
                 lr_guard_end_shared(model.guard)
             if self.ptr == NULL:
@@ -277,6 +286,8 @@ cdef class Context:
             self.n_outputs = 0
             with nogil:
                 llama_free(ptr)
+            self._adapters = ()
+            self._control_vector = self._control_digest = None
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):
@@ -361,6 +372,7 @@ cdef class Context:
             self.check_batch(batch, encode)
             self.note_positions(batch, before)
             batch.check_positions(before)
+            self.reserve_graph()
             self.keep_views()
             self.n_outputs = 0
             lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
@@ -386,6 +398,20 @@ cdef class Context:
         finally:
             lr_guard_end_exclusive(batch.guard)
         return 0
+
+    cdef int reserve_graph(self) except -1:
+        """Lay the graph out again where something changed that calls for it; the caller is inside."""
+        cdef char *error = NULL
+        cdef int code
+        with nogil:
+            code = lr_reserve(self.ptr, self.model.adapters, &error)
+        if code == 0:
+            return 0
+        text = take_string(error)
+        if is_abort(text):
+            self.poisoned = text
+        kind = MemoryError if "alloc" in text else RuntimeError
+        raise native_error(kind(text), "laying out the graph")
 
     cdef int check_batch(self, Batch batch, bint encode) except -1:
         """Everything that llama.cpp asserts, or silently gets wrong, about a batch."""
@@ -644,11 +670,66 @@ cdef class Context:
             self.leave()
         return {"model": weights, "context": context, "compute": compute}
 
+    # --- adapters and control vectors
+
+    def set_adapters(self, adapters=None):
+        """Make these LoRA adapters the active ones, from the next decode on. Wraps ``llama_set_adapters_lora``.
+
+        ``adapters`` maps each ``LoraAdapter`` to its scale, or is an iterable of (adapter, scale); None or empty takes
+        all off. A scale is any finite number; 0 is the same as leaving the adapter out. Keys and values already in
+        the KV memory stay as the adapters of their time computed them: clear the memory for an exact result.
+        Raises, with the active ones unchanged: InvalidArgumentError (an adapter of another model, or given twice),
+        ClosedError, ModelCapabilityError (an adapter that this model's graph does not use), OutOfMemoryError.
+        """
+        from llama_runner.core import adapter
+
+        wanted = adapter.parse(self, adapters)
+        self.enter()
+        try:
+            adapter.activate(self, wanted)
+        finally:
+            self.leave()
+
+    @property
+    def adapters(self):
+        """The active LoRA adapters and their scales, a new dict."""
+        self.enter()
+        try:
+            return {use.adapter: use.scale for use in self._adapters}
+        finally:
+            self.leave()
+
+    def set_control_vector(self, vector=None, *, il_start=1, il_end=None):
+        """Add a ``ControlVector`` to the output of layers ``il_start`` to ``il_end``, from the next decode on.
+
+        Wraps ``llama_set_adapter_cvec``. Both ends are included and go from 1 to ``n_layer - 1``, which None stands
+        for. A vector of fewer layers leaves the others alone; ``vector=None`` takes it off. The KV memory stays as it
+        is, see ``set_adapters``. Raises, with the vector that was there still in place: InvalidArgumentError (width or
+        layers do not fit the model), ModelCapabilityError (the model's graph has no place for one), OutOfMemoryError
+        (after which the context is to be closed).
+        """
+        from llama_runner.core import adapter
+
+        self.enter()
+        try:
+            adapter.steer(self, vector, il_start, il_end)
+        finally:
+            self.leave()
+
+    @property
+    def control_vector(self):
+        """The active ``ControlVector``, or None."""
+        self.enter()
+        try:
+            return self._control_vector
+        finally:
+            self.leave()
+
     # --- state of a sequence
 
     @property
     def fingerprint(self):
-        """What a saved state depends on, as a dict: metadata and shape of the model, KV types, rope settings."""
+        """What a saved state depends on, a dict: metadata and shape of the model, KV types, rope settings, adapters."""
         from llama_runner.core import state
 
         self.enter()

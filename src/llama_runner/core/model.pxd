@@ -1,5 +1,5 @@
 from llama_runner._c.llama cimport llama_model, llama_model_params, llama_vocab
-from llama_runner._c.native cimport lr_guard
+from llama_runner._c.native cimport lr_guard, lr_rwlock
 
 
 cdef class Model:
@@ -7,6 +7,7 @@ cdef class Model:
     cdef const llama_vocab *vocab_ptr
     # shared while a call is inside without the GIL, exclusive while closing
     cdef lr_guard *guard
+    cdef lr_rwlock *adapters  # of llama.cpp's list of this model's adapters, which laying out a graph reads
     cdef readonly str path
     cdef readonly bint vocab_only
     cdef str weights_digest  # of samples of the file: tells models of the same metadata apart

@@ -43,7 +43,13 @@ from llama_runner._c.llama cimport (
     llama_model_size,
     llama_split_mode,
 )
-from llama_runner._c.native cimport lr_guard_end_exclusive, lr_guard_free, lr_guard_new
+from llama_runner._c.native cimport (
+    lr_guard_end_exclusive,
+    lr_guard_free,
+    lr_guard_new,
+    lr_rwlock_free,
+    lr_rwlock_new,
+)
 from llama_runner.core._native cimport drain_log, enter_exclusive, ensure_runtime
 
 from llama_runner import errors
@@ -93,12 +99,13 @@ cdef class Model:
     ------
     ModelNotFoundError, ModelFormatError, UnsupportedModelError, OutOfMemoryError; on each of them nothing is loaded.
 
-    Any number of threads may share a model. ``close()`` closes its contexts, then frees it.
+    Any number of threads may share a model. ``close()`` closes its contexts, then frees it and its adapters.
     """
 
     def __cinit__(self):
         self.guard = lr_guard_new()
-        if self.guard == NULL:
+        self.adapters = lr_rwlock_new()
+        if self.guard == NULL or self.adapters == NULL:
             raise MemoryError()
 
     def __init__(
@@ -177,6 +184,7 @@ cdef class Model:
         if self.ptr != NULL:
             with nogil:
                 llama_model_free(self.ptr)
+        lr_rwlock_free(self.adapters)
         lr_guard_free(self.guard)
 
     cdef int check_open(self) except -1:
