@@ -32,7 +32,7 @@ def random_pairs(
     pairs: Pairs = {}
     for name in names if names is not None else matrices(model):
         n_in, n_out, *rest = shapes[name]
-        if name == "token_embd.weight":
+        if name.endswith("token_embd.weight"):
             a, b = (n_out, rank), (n_in, rank)
         else:
             a, b = (rank, n_in), (n_out, rank)

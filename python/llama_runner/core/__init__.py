@@ -1,7 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
 ``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
-``LoraAdapter``, ``ControlVector``.
+``LoraAdapter``, ``ControlVector``, ``Capabilities``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -26,6 +26,7 @@ except ImportError as error:
 
 from llama_runner.core.adapter import LoraAdapter
 from llama_runner.core.batch import Batch
+from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
 from llama_runner.core.control_vector import ControlVector
@@ -37,6 +38,7 @@ from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
+    "Capabilities",
     "ChatTemplate",
     "Context",
     "ControlVector",

@@ -4,6 +4,7 @@ from typing import Literal, Self, SupportsIndex
 
 from typing_extensions import disjoint_base
 
+from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.vocab import Vocab
 
 @disjoint_base
@@ -64,6 +65,8 @@ class Model:
     def is_recurrent(self) -> bool: ...
     @property
     def is_hybrid(self) -> bool: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
     def meta(self, key: str) -> str | None: ...
     @property
     def metadata(self) -> dict[str, str]: ...

@@ -62,3 +62,18 @@ cdef extern from "llama_runner.h" nogil:
     const char *lr_model_output_name(const llama_model *model)
     int lr_adapter_used(const llama_context *ctx, const llama_adapter_lora *adapter, int *total) except +
     int lr_control_vector_used(llama_context *ctx) except +
+
+    cdef enum lr_memory_kind:
+        LR_MEMORY_KIND_NONE
+        LR_MEMORY_KIND_ATTENTION
+        LR_MEMORY_KIND_SLIDING
+        LR_MEMORY_KIND_RECURRENT
+        LR_MEMORY_KIND_HYBRID
+        LR_MEMORY_KIND_UNKNOWN
+    ctypedef struct lr_capabilities:
+        int memory_kind
+        const char *memory_class
+        bool has_logits
+        bool every_row
+        const char *no_shift
+    void lr_capabilities_of(const llama_context *ctx, lr_capabilities *out) except +

@@ -313,11 +313,14 @@ def activate(Context ctx not None, wanted):
     uses = tuple(AdapterUse(adapter, scale) for adapter, scale in wanted)
     for adapter, _ in wanted:  # again: from here on none can be closed
         check_adapter(adapter)
+    active = {use.adapter for use in before}
     apply_uses(ctx, uses)
     try:
         ctx.reserve_graph()
         for use in uses:
-            check_used(ctx, use.adapter)
+            # those that were active have been looked at, and where nothing changed there is no new graph to look at
+            if use.adapter not in active:
+                check_used(ctx, use.adapter)
     except BaseException:
         apply_uses(ctx, before)
         raise

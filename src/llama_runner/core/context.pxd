@@ -1,7 +1,7 @@
 from libc.stdint cimport int8_t, int32_t
 
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_memory_t
-from llama_runner._c.native cimport lr_abort, lr_guard
+from llama_runner._c.native cimport lr_abort, lr_capabilities, lr_guard
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.model cimport Model
 from llama_runner.core.outputs cimport Outputs
@@ -21,6 +21,7 @@ cdef class Context:
     cdef readonly int n_outputs  # rows of output of the last successful decode
     cdef int n_rows, pooling
     cdef bint embeds, unified
+    cdef lr_capabilities able
     cdef int n_outputs_max
     cdef object _memory
     cdef dict _settings, _fingerprint

@@ -50,6 +50,7 @@ from llama_runner._c.native cimport (
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
+    lr_capabilities_of,
     lr_flash_attn,
     lr_guard_end_exclusive,
     lr_guard_end_shared,
@@ -242,6 +243,7 @@ cdef class Context:
             "rope_freq_scale": params.rope_freq_scale,
             "swa_full": params.swa_full,
         }
+        lr_capabilities_of(self.ptr, &self.able)
         lr_abort_attach(self.abort_state, self.ptr)
         return 0
 
@@ -394,7 +396,9 @@ cdef class Context:
                 self.fail(batch, before, code)
             memcpy(self.wants_output, batch.c.logits, batch.c.n_tokens)
             self.n_rows = batch.c.n_tokens
-            self.n_outputs = batch.c.n_tokens if self.embeds else batch.n_outputs
+            self.n_outputs = batch.c.n_tokens if self.embeds or self.mem == NULL else batch.n_outputs
+            if encode and self.mem != NULL and not self.embeds:
+                self.n_outputs = 0  # what follows an encoder is a decoder, and that one has the logits
         finally:
             lr_guard_end_exclusive(batch.guard)
         return 0
@@ -429,7 +433,12 @@ cdef class Context:
                 f"the batch has {n} rows: a model without causal attention, or with pooled embeddings, computes them "
                 f"at once, at most n_ubatch={self.n_ubatch}"
             )
-        outputs = n if self.embeds else batch.n_outputs
+        outputs = n if self.embeds or self.mem == NULL else batch.n_outputs
+        if self.able.every_row and self.able.has_logits and 0 < outputs < n and not encode:
+            raise errors.ModelCapabilityError(
+                f"llama.cpp's graph of {self.model.architecture} gives output for every row and mixes up fewer: ask "
+                "for that of every row, logits='all'"
+            )
         if outputs > self.n_outputs_max:
             raise errors.InvalidArgumentError(
                 f"the batch asks for {outputs} rows of output: this context gives n_outputs_max={self.n_outputs_max}"
@@ -536,7 +545,7 @@ cdef class Context:
         if i < 0:
             if -i > self.n_outputs:
                 raise errors.IndexOutOfRangeError(f"i={i}: the last decode has {self.n_outputs} rows of output")
-        elif i >= self.n_rows or not (self.embeds or self.wants_output[i]):
+        elif i >= self.n_rows or not (self.embeds or self.mem == NULL or self.wants_output[i]):
             raise errors.IndexOutOfRangeError(
                 f"i={i}: not a row with output; the last decode had {self.n_rows} rows, {self.n_outputs} with output"
             )
@@ -545,7 +554,7 @@ cdef class Context:
     cdef float *logits_row(self, int i) except NULL:
         """The row's logits; the caller is inside."""
         cdef float *row
-        if self.mem == NULL and not llama_model_has_encoder(self.model.ptr):
+        if not self.able.has_logits:
             raise errors.ModelCapabilityError(f"{self.model!r} is an encoder: it has embeddings and no logits")
         self.output_index(i)
         with nogil:
@@ -722,6 +731,24 @@ cdef class Context:
         self.enter()
         try:
             return self._control_vector
+        finally:
+            self.leave()
+
+    @property
+    def _able(self):
+        """What the graph and the memory are like, for ``Model.capabilities``."""
+        cdef const char *why
+        self.enter()
+        try:
+            why = self.able.no_shift
+            return {
+                "kind": self.able.memory_kind,
+                "memory_class": self.able.memory_class.decode(),
+                "has_logits": self.able.has_logits,
+                "every_row": self.able.every_row and self.able.has_logits,
+                "causal": self.mem != NULL and llama_get_causal_attn(self.ptr),
+                "no_shift": None if why == NULL else why.decode(),
+            }
         finally:
             self.leave()
 

@@ -12,6 +12,7 @@ cdef class Model:
     cdef readonly bint vocab_only
     cdef str weights_digest  # of samples of the file: tells models of the same metadata apart
     cdef object _vocab  # weak: a vocabulary holds its model, not the other way round
+    cdef object _capabilities  # core.capabilities.Capabilities, once asked for
     cdef object _contexts  # weak set of open contexts; close() closes them first
     cdef object __weakref__
 

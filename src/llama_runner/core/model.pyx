@@ -345,6 +345,18 @@ cdef class Model:
         self.check_open()
         return llama_model_is_hybrid(self.ptr)
 
+    @property
+    def capabilities(self):
+        """What can be done with it: ``Capabilities``, told from the graph and memory that llama.cpp makes for it.
+
+        The first call makes a small context for that and closes it. Raises ModelCapabilityError for a vocabulary,
+        OutOfMemoryError.
+        """
+        self.check_open()
+        if self._capabilities is None:
+            self._capabilities = look_at(self)
+        return self._capabilities
+
     def meta(self, key):
         """The metadata value under ``key`` as text, or None. Wraps ``llama_model_meta_val_str``; arrays give None."""
         cdef bytes c_key = check_name("key", key)
@@ -398,6 +410,47 @@ cdef object read_meta(Model model, bytes key, int32_t index, bint want_key):
         finally:
             free(buffer)
         size = length + 1
+
+
+cdef tuple MEMORY_KINDS = ("none", "attention", "sliding-window", "recurrent", "hybrid", "unknown")
+
+
+cdef object look_at(Model model):
+    from llama_runner.core.capabilities import Capabilities
+    from llama_runner.core.context import Context
+
+    with Context(model, n_ctx=256, n_batch=32, n_ubatch=32, n_outputs_max=1, n_threads=1) as context:
+        able = context._able
+        steers = can_steer(model, context)
+    memory = MEMORY_KINDS[able.pop("kind")]
+    cells = memory in ("attention", "sliding-window")
+    return Capabilities(
+        memory=memory,
+        has_encoder=llama_model_has_encoder(model.ptr),
+        has_decoder=llama_model_has_decoder(model.ptr),
+        can_fork=memory != "none",
+        can_fork_part=cells,
+        can_remove_tail=cells,
+        can_remove_middle=cells,
+        can_shift=able["no_shift"] is None,
+        can_save_state=memory != "none",
+        can_steer=steers,
+        **able,
+    )
+
+
+cdef bint can_steer(Model model, context) except -1:
+    import numpy as np
+
+    from llama_runner.core.control_vector import ControlVector
+
+    if model.n_layer < 2:
+        return False
+    try:
+        context.set_control_vector(ControlVector(np.zeros((1, model.n_embd))))
+    except errors.ModelCapabilityError:
+        return False
+    return True
 
 
 def load_error(path, lines):

@@ -124,6 +124,28 @@ LR_API int lr_adapter_used(const struct llama_context * ctx, const struct llama_
 // How many layers add their direction of the control vector in the graph of the last layout.
 LR_API int lr_control_vector_used(struct llama_context * ctx);
 
+// --- capabilities.cpp: what the memory and the graph of a context are like ------------------------
+
+enum lr_memory_kind {
+    LR_MEMORY_KIND_NONE,
+    LR_MEMORY_KIND_ATTENTION,
+    LR_MEMORY_KIND_SLIDING,
+    LR_MEMORY_KIND_RECURRENT,
+    LR_MEMORY_KIND_HYBRID,
+    LR_MEMORY_KIND_UNKNOWN,
+};
+
+typedef struct lr_capabilities {
+    int          memory_kind;
+    const char * memory_class;
+    bool         has_logits;
+    bool         every_row;  // the graph has output for every row and does not pick those that were asked for
+    const char * no_shift;   // why moving positions would not equal computing at the new ones; NULL where it does
+} lr_capabilities;
+
+// Right after the context was made: a key shift takes the place of the graph that is looked at.
+LR_API void lr_capabilities_of(const struct llama_context * ctx, lr_capabilities * out);
+
 #ifdef __cplusplus
 }
 #endif
