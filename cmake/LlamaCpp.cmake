@@ -41,4 +41,7 @@ if(LLAMA_RUNNER_TOOLS)
   foreach(_tool IN ITEMS llama-bench completion)
     add_subdirectory("${LLAMA_CPP_DIR}/tools/${_tool}" "tools/${_tool}")
   endforeach()
+  # writes a tiny model of every architecture; upstream's own CMake would bring all of its tests along
+  add_executable(test-llama-archs EXCLUDE_FROM_ALL "${LLAMA_CPP_DIR}/tests/test-llama-archs.cpp")
+  target_link_libraries(test-llama-archs PRIVATE llama llama-common)
 endif()

@@ -22,7 +22,7 @@ def program(name: str) -> str:
 
 
 def native_tool(name: str) -> Path:
-    """Path of ``llama-bench`` or ``llama-completion``, built when it is missing or out of date (some minutes)."""
+    """Path of ``llama-bench``, ``llama-completion`` or ``test-llama-archs``, built where it is not (some minutes)."""
     cache = (
         []
         if not shutil.which("ccache")

@@ -174,6 +174,18 @@ sweep("encode", ctx.encode, (batch,), {"timeout": 5})
 sweep("abort", ctx.abort)
 sweep("__exit__", one.__exit__, (None, None, None))
 """,
+    "adapters": """
+from llama_runner.core import ControlVector, LoraAdapter
+
+sweep("LoraAdapter", LoraAdapter, (model, paths["llama"]))
+sweep("set_adapters", ctx.set_adapters, ({},))
+vector = ControlVector(np.ones((1, 64)))
+sweep("ControlVector", ControlVector, (np.ones((1, 64)),))
+sweep("load", ControlVector.load, (paths["llama"],))
+sweep("scaled", vector.scaled, (2.0,), None, lambda: usable(ctx))
+sweep("set_control_vector", ctx.set_control_vector, (vector,), {"il_start": 1, "il_end": 1}, lambda: usable(ctx))
+ctx.set_control_vector(None)
+""",
     "batch": """
 sweep("Batch", Batch, (4,))
 batch = Batch(64)

@@ -4,6 +4,8 @@
 ``sample_rows``, ``Stepper``, ``ChatTemplate``.
 ``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
 ``Detokenizer``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
+``LoraAdapter``, ``ControlVector``, ``Capabilities``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -27,11 +29,14 @@ except ImportError as error:
     ) from error
 
 from llama_runner.cells import CellTable
+from llama_runner.core.adapter import LoraAdapter
 from llama_runner.core.batch import Batch
+from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
 from llama_runner.core.estimate import estimate_memory
 from llama_runner.core.detokenizer import Detokenizer
+from llama_runner.core.control_vector import ControlVector
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
@@ -48,11 +53,14 @@ from llama_runner.core.vocab import Vocab
 __all__ = [
     "Batch",
     "CellTable",
+    "Capabilities",
     "ChatTemplate",
     "Context",
     "ContextPerf",
     "DeviceState",
     "Detokenizer",
+    "ControlVector",
+    "LoraAdapter",
     "Memory",
     "Model",
     "SamplerChain",

@@ -1,11 +1,14 @@
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self, SupportsFloat, SupportsIndex, TypeAlias, TypedDict, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+from llama_runner.core.adapter import LoraAdapter
 from llama_runner.core.batch import Batch
 from llama_runner.core.context_state import ContextState
+from llama_runner.core.control_vector import ControlVector
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
@@ -106,6 +109,23 @@ class Context(ContextState):
     def n_threads_batch(self) -> int: ...
     @property
     def memory_breakdown(self) -> _MemoryBreakdown: ...
+    def set_adapters(
+        self,
+        adapters: Mapping[LoraAdapter, SupportsFloat]
+        | Iterable[tuple[LoraAdapter, SupportsFloat]]
+        | None = None,
+    ) -> None: ...
+    @property
+    def adapters(self) -> dict[LoraAdapter, float]: ...
+    def set_control_vector(
+        self,
+        vector: ControlVector | None = None,
+        *,
+        il_start: SupportsIndex = 1,
+        il_end: SupportsIndex | None = None,
+    ) -> None: ...
+    @property
+    def control_vector(self) -> ControlVector | None: ...
     @property
     def fingerprint(self) -> dict[str, Any]: ...
     def set_sampler(self, seq_id: SupportsIndex, chain: SamplerChain | None) -> None: ...

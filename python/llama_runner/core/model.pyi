@@ -4,6 +4,7 @@ from typing import Literal, Self, SupportsIndex, TypeAlias
 
 from typing_extensions import disjoint_base
 
+from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.vocab import Vocab
 
 _Path: TypeAlias = str | os.PathLike[str]
@@ -95,6 +96,8 @@ class Model:
     def classifier_labels(self) -> tuple[str, ...]: ...
     @property
     def decoder_start_token(self) -> int | None: ...
+    @property
+    def capabilities(self) -> Capabilities: ...
     def meta(self, key: str) -> str | None: ...
     @property
     def metadata(self) -> dict[str, str]: ...

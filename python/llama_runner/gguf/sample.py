@@ -1,13 +1,14 @@
-"""A digest that tells two model files apart without reading gigabytes."""
+"""Digests that tell files apart: a whole one, and one of a model without reading gigabytes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from pathlib import Path
 
-from llama_runner.gguf.files import storage_error
+from llama_runner.gguf.files import require_file, storage_error
 
-__all__ = ["sample_digest"]
+__all__ = ["file_digest", "sample_digest"]
 
 SAMPLES = 64
 SAMPLE_SIZE = 4096
@@ -29,3 +30,13 @@ def sample_digest(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise storage_error(f"cannot read {os.fspath(path)!r}", error) from error
     return digest.hexdigest()
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """BLAKE2b of the whole file, in hexadecimal. ModelNotFoundError and ModelFormatError as for its header."""
+    require_file(Path(path))
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise storage_error(f"cannot read {os.fspath(path)!r}", error) from error

@@ -26,6 +26,7 @@ from llama_runner._c.llama cimport (
     llama_model_quantize_params,
 )
 from llama_runner._c.llama cimport llama_context, llama_model, llama_token, llama_vocab
+from llama_runner._c.llama cimport llama_adapter_lora, llama_context, llama_model
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -255,3 +256,32 @@ cdef extern from "llama_runner.h" nogil:
         const llama_vocab *vocab, const llama_token *tokens, size_t count, bool special, char *out, int64_t *offsets)
     void lr_vocab_scores(const llama_vocab *vocab, float *out)
     void lr_vocab_attrs(const llama_vocab *vocab, int32_t *out)
+
+    ctypedef struct lr_rwlock:
+        pass
+    lr_rwlock *lr_rwlock_new()
+    void lr_rwlock_free(lr_rwlock *lock)
+    void lr_rwlock_lock_shared(lr_rwlock *lock)
+    void lr_rwlock_unlock_shared(lr_rwlock *lock)
+    void lr_rwlock_lock(lr_rwlock *lock)
+    void lr_rwlock_unlock(lr_rwlock *lock)
+    int lr_reserve(llama_context *ctx, lr_rwlock *adapters, char **error)
+    bool lr_model_tensor(const llama_model *model, const char *name, int64_t *shape, int *type) except +
+    const char *lr_model_output_name(const llama_model *model)
+    int lr_adapter_used(const llama_context *ctx, const llama_adapter_lora *adapter, int *total) except +
+    int lr_control_vector_used(llama_context *ctx) except +
+
+    cdef enum lr_memory_kind:
+        LR_MEMORY_KIND_NONE
+        LR_MEMORY_KIND_ATTENTION
+        LR_MEMORY_KIND_SLIDING
+        LR_MEMORY_KIND_RECURRENT
+        LR_MEMORY_KIND_HYBRID
+        LR_MEMORY_KIND_UNKNOWN
+    ctypedef struct lr_capabilities:
+        int memory_kind
+        const char *memory_class
+        bool has_logits
+        bool every_row
+        const char *no_shift
+    void lr_capabilities_of(const llama_context *ctx, lr_capabilities *out) except +

@@ -1,7 +1,7 @@
 from libc.stdint cimport int8_t, int32_t, int64_t
 
 from llama_runner._c.llama cimport llama_context, llama_context_params, llama_memory_t
-from llama_runner._c.native cimport lr_abort, lr_facts, lr_guard
+from llama_runner._c.native cimport lr_abort, lr_capabilities, lr_facts, lr_guard
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.context_state cimport ContextState
 from llama_runner.core.model cimport Model
@@ -26,8 +26,11 @@ cdef class Context(ContextState):
     cdef int n_rows
     cdef bint embeds, causal, unified, timed
     cdef bint gave_logits, gave_embeddings  # what the last decode gave
+    cdef lr_capabilities able
     cdef object _memory
     cdef dict _settings, _fingerprint
+    cdef tuple _adapters  # core.adapter.AdapterUse: each keeps its adapter from being closed
+    cdef object _control_vector, _control_digest
     cdef bint reserved
     cdef dict samplers  # sequence: the chain that the graph samples with; held, since the graph points to it
     cdef dict sampled_rows  # row of the last decode: the sequence that it was sampled for; None for none
@@ -40,6 +43,7 @@ cdef class Context(ContextState):
     cdef int note_facts(self, Model model, llama_context_params params) except -1
     cdef int _create(self, Model model, llama_context_params params) except -1
     cdef void poison(self, Batch batch, str why) noexcept
+    cdef int reserve_graph(self) except -1
     cdef int run(self, Batch batch, bint encode, object timeout) except -1
     cdef int compute(self, Batch batch, bint encode, int32_t *before, int64_t deadline) except -1
     cdef void note_output(self, Batch batch, bint encode) noexcept

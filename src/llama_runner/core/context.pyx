@@ -52,6 +52,7 @@ from llama_runner._c.native cimport (
     lr_abort_free,
     lr_abort_new,
     lr_abort_request,
+    lr_capabilities_of,
     lr_context_facts,
     lr_context_new,
     lr_flash_attn,
@@ -70,6 +71,9 @@ from llama_runner._c.native cimport (
     lr_memory_pending,
     lr_memory_tails,
     lr_outputs_swap,
+    lr_reserve,
+    lr_rwlock_lock_shared,
+    lr_rwlock_unlock_shared,
     lr_thread_strand,
     lr_thread_stranded,
 )
@@ -178,6 +182,7 @@ cdef class Context(ContextState):
     """
 
     def __cinit__(self):
+        self._adapters = ()
         self.guard = lr_guard_new()
         self.abort_state = lr_abort_new(on_poll, <void *> self)
         self.samplers = {}
@@ -245,7 +250,12 @@ cdef class Context(ContextState):
                 model.check_open()
                 check_memory(model, params)
                 with nogil:
-                    self.ptr = lr_context_new(model.ptr, params)
+                    lr_rwlock_lock_shared(model.adapters)
+                try:
+                    with nogil:
+                        self.ptr = lr_context_new(model.ptr, params)
+                finally:
+                    lr_rwlock_unlock_shared(model.adapters)
             finally:
                 lr_guard_end_shared(model.guard)
             if self.ptr == NULL:
@@ -270,6 +280,7 @@ cdef class Context(ContextState):
     cdef int note_facts(self, Model model, llama_context_params params) except -1:
         """What the context is like, so that most getters need not ask llama.cpp; refuses what it cannot compute."""
         lr_context_facts(self.ptr, &self.facts)
+        lr_capabilities_of(self.ptr, &self.able)
         self.mem = llama_get_memory(self.ptr)
         self.memory_parts = lr_memory_kind(self.ptr)
         check_pooling(model, self.facts.pooling)
@@ -343,6 +354,8 @@ cdef class Context(ContextState):
                 lr_live_add(LR_CONTEXT, -1)
                 if self.samplers:
                     backend_sampler.release(self)
+                self._adapters = ()
+                self._control_vector = self._control_digest = None
         lr_guard_end_exclusive(self.guard)
 
     def __enter__(self):
@@ -454,6 +467,20 @@ cdef class Context(ContextState):
             self.stranded = True
             lr_thread_strand()
 
+    cdef int reserve_graph(self) except -1:
+        """Lay the graph out again where something changed that calls for it; the caller is inside."""
+        cdef char *error = NULL
+        cdef int code
+        with nogil:
+            code = lr_reserve(self.ptr, self.model.adapters, &error)
+        if code == 0:
+            return 0
+        text = take_string(error)
+        if is_abort(text):
+            self.poisoned = text
+        kind = MemoryError if "alloc" in text else RuntimeError
+        raise native_error(kind(text), "laying out the graph")
+
     cdef int check_batch(self, Batch batch, bint encode) except -1:
         """Everything that llama.cpp asserts, or silently gets wrong, about a batch, but for its positions."""
         cdef bint every = self.embeds or encode
@@ -469,6 +496,11 @@ cdef class Context(ContextState):
         cdef int i, k
         if encode:
             return 0
+        if self.able.every_row and self.able.has_logits and not every and 0 < batch.n_outputs < batch.c.n_tokens:
+            raise errors.ModelCapabilityError(
+                f"llama.cpp's graph of {self.model.architecture} gives output for every row and mixes up fewer: ask "
+                "for that of every row, logits='all'"
+            )
         if not self.facts.has_decoder:
             raise errors.ModelCapabilityError(f"{self.model!r} has no decoder: use encode()")
         if self.facts.reads_encoder:
@@ -500,6 +532,7 @@ cdef class Context(ContextState):
         cdef llama_batch given = batch.as_given(self.facts.n_pos)
         cdef int32_t tails[256]
         cdef int code
+        self.reserve_graph()
         self.keep_views()
         self.n_outputs = 0
         if self.mem != NULL:
@@ -718,6 +751,8 @@ cdef class Context(ContextState):
     cdef float *logits_row(self, int i) except NULL:
         """The row's logits; the caller is inside."""
         cdef float *row
+        if not self.able.has_logits:
+            raise errors.ModelCapabilityError(f"{self.model!r} is an encoder: it has embeddings and no logits")
         self.check_logits()
         self.output_index(i)
         if self.sampled_rows and backend_sampler.sampled_seq(self, i) is not None:
@@ -888,11 +923,84 @@ cdef class Context(ContextState):
             self.leave()
         return {"model": weights, "context": context, "compute": compute}
 
+    # --- adapters and control vectors
+
+    def set_adapters(self, adapters=None):
+        """Make these LoRA adapters the active ones, from the next decode on. Wraps ``llama_set_adapters_lora``.
+
+        ``adapters`` maps each ``LoraAdapter`` to its scale, or is an iterable of (adapter, scale); None or empty takes
+        all off. A scale is any finite number; 0 is the same as leaving the adapter out. Keys and values already in
+        the KV memory stay as the adapters of their time computed them: clear the memory for an exact result.
+        Raises, with the active ones unchanged: InvalidArgumentError (an adapter of another model, or given twice),
+        ClosedError, ModelCapabilityError (an adapter that this model's graph does not use), OutOfMemoryError.
+        """
+        from llama_runner.core import adapter
+
+        wanted = adapter.parse(self, adapters)
+        self.enter()
+        try:
+            adapter.activate(self, wanted)
+        finally:
+            self.leave()
+
+    @property
+    def adapters(self):
+        """The active LoRA adapters and their scales, a new dict."""
+        self.enter()
+        try:
+            return {use.adapter: use.scale for use in self._adapters}
+        finally:
+            self.leave()
+
+    def set_control_vector(self, vector=None, *, il_start=1, il_end=None):
+        """Add a ``ControlVector`` to the output of layers ``il_start`` to ``il_end``, from the next decode on.
+
+        Wraps ``llama_set_adapter_cvec``. Both ends are included and go from 1 to ``n_layer - 1``, which None stands
+        for. A vector of fewer layers leaves the others alone; ``vector=None`` takes it off. The KV memory stays as it
+        is, see ``set_adapters``. Raises, with the vector that was there still in place: InvalidArgumentError (width or
+        layers do not fit the model), ModelCapabilityError (the model's graph has no place for one), OutOfMemoryError
+        (after which the context is to be closed).
+        """
+        from llama_runner.core import adapter
+
+        self.enter()
+        try:
+            adapter.steer(self, vector, il_start, il_end)
+        finally:
+            self.leave()
+
+    @property
+    def control_vector(self):
+        """The active ``ControlVector``, or None."""
+        self.enter()
+        try:
+            return self._control_vector
+        finally:
+            self.leave()
+
+    @property
+    def _able(self):
+        """What the graph and the memory are like, for ``Model.capabilities``."""
+        cdef const char *why
+        self.enter()
+        try:
+            why = self.able.no_shift
+            return {
+                "kind": self.able.memory_kind,
+                "memory_class": self.able.memory_class.decode(),
+                "has_logits": self.able.has_logits,
+                "every_row": self.able.every_row and self.able.has_logits,
+                "causal": self.mem != NULL and llama_get_causal_attn(self.ptr),
+                "no_shift": None if why == NULL else why.decode(),
+            }
+        finally:
+            self.leave()
+
     # --- state of a sequence
 
     @property
     def fingerprint(self):
-        """What a saved state depends on, as a dict: metadata and shape of the model, KV types, rope settings."""
+        """What a saved state depends on, a dict: metadata and shape of the model, KV types, rope settings, adapters."""
         from llama_runner.core import state
 
         self.enter()

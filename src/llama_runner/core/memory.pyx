@@ -6,7 +6,6 @@ import numpy as np
 from libc.stdint cimport INT32_MAX, INT32_MIN, int32_t, int64_t, uint32_t, uint64_t
 
 from llama_runner._c.llama cimport (
-    llama_memory_can_shift,
     llama_memory_clear,
     llama_memory_seq_add,
     llama_memory_seq_cp,
@@ -115,7 +114,8 @@ cdef class Memory:
             if src == dst:
                 return
             self.check_free(dst, low, high)
-            self.check_whole(src, low, high)
+            if self.check_whole(src, low, high):
+                low = high = -1  # upstream asserts ends that it would not need to look at
             try:
                 llama_memory_seq_cp(self.context.mem, src, dst, low, high)
             except RuntimeError as error:
@@ -124,6 +124,7 @@ cdef class Memory:
             self.context.leave()
 
     cdef int check_whole(self, int src, int low, int high) except -1:
+        """1 where only a whole sequence can be copied, and this is one; 0 where a part can be."""
         cdef int last = llama_memory_seq_pos_max(self.context.mem, src)
         cdef int first = 0 if self.has_states() else llama_memory_seq_pos_min(self.context.mem, src)
         cdef bint part = low > max(first, 0) or 0 <= high <= last
@@ -142,7 +143,7 @@ cdef class Memory:
             raise errors.ModelCapabilityError(
                 f"sequence {src} was rolled back: decode its next token before copying it"
             )
-        return 0
+        return self.has_states() or not self.context.unified
 
     cdef int check_free(self, int dst, int low, int high) except -1:
         cdef int first = llama_memory_seq_pos_min(self.context.mem, dst)
@@ -250,8 +251,11 @@ cdef class Memory:
         return 0
 
     cdef int need_shift(self) except -1:
-        if not llama_memory_can_shift(self.context.mem):
-            raise errors.ModelCapabilityError(f"the memory of {self.context.model!r} cannot move positions (can_shift)")
+        cdef const char *why = self.context.able.no_shift
+        if why != NULL:
+            raise errors.ModelCapabilityError(
+                f"the memory of {self.context.model!r} cannot move positions (can_shift): {why.decode()}"
+            )
         return 0
 
     def seq_pos_min(self, seq_id):
@@ -281,10 +285,14 @@ cdef class Memory:
 
     @property
     def can_shift(self):
-        """Whether positions can be moved (``seq_add``, ``seq_div``). Wraps ``llama_memory_can_shift``."""
+        """Whether positions can be moved (``seq_add``, ``seq_div``), and the keys are right afterwards.
+
+        Says no where ``llama_memory_can_shift`` does, and where the keys of some layer would be turned otherwise than
+        the model turned them, or the model knows positions in another way too; the error of ``seq_add`` says which.
+        """
         self.enter()
         try:
-            return llama_memory_can_shift(self.context.mem)
+            return self.context.able.no_shift == NULL
         finally:
             self.context.leave()
 

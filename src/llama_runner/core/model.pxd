@@ -1,5 +1,5 @@
 from llama_runner._c.llama cimport llama_model, llama_vocab
-from llama_runner._c.native cimport lr_guard
+from llama_runner._c.native cimport lr_guard, lr_rwlock
 from llama_runner.core.model_params cimport ModelParams
 
 
@@ -8,6 +8,7 @@ cdef class Model:
     cdef const llama_vocab *vocab_ptr
     # shared while a call is inside without the GIL, exclusive while closing
     cdef lr_guard *guard
+    cdef lr_rwlock *adapters  # of llama.cpp's list of this model's adapters, which laying out a graph reads
     cdef readonly str path
     cdef readonly tuple paths
     cdef readonly bint vocab_only
@@ -15,6 +16,7 @@ cdef class Model:
     cdef dict facts
     cdef str weights_digest  # of samples of the files: tells models of the same metadata apart
     cdef object _vocab  # weak: a vocabulary holds its model, not the other way round
+    cdef object _capabilities  # core.capabilities.Capabilities, once asked for
     cdef object _contexts  # weak set of open contexts; close() closes them first
     cdef object __weakref__
 

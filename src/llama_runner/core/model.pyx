@@ -24,6 +24,8 @@ from llama_runner._c.native cimport (
     lr_live_add,
     lr_model_check,
     lr_model_load,
+    lr_rwlock_free,
+    lr_rwlock_new,
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, ensure_runtime, take_string
 from llama_runner.core.model_facts cimport model_facts, sampling_metadata
@@ -80,12 +82,13 @@ cdef class Model:
     ModelNotFoundError, ModelFormatError, UnsupportedModelError, ModelCapabilityError, OutOfMemoryError,
     InvalidArgumentError, also for a key of kv_overrides that llama.cpp did not read; on each of them nothing is loaded.
 
-    Any number of threads may share a model. ``close()`` closes its contexts, then frees it.
+    Any number of threads may share a model. ``close()`` closes its contexts, then frees it and its adapters.
     """
 
     def __cinit__(self):
         self.guard = lr_guard_new()
-        if self.guard == NULL:
+        self.adapters = lr_rwlock_new()
+        if self.guard == NULL or self.adapters == NULL:
             raise MemoryError()
 
     def __init__(
@@ -228,6 +231,7 @@ cdef class Model:
             with nogil:
                 llama_model_free(self.ptr)
             lr_live_add(LR_MODEL, -1)
+        lr_rwlock_free(self.adapters)
         lr_guard_free(self.guard)
 
     cdef int check_open(self) except -1:
@@ -431,6 +435,20 @@ cdef class Model:
     def n_cls_out(self):
         """Number of scores that ``pooling="rank"`` gives. Wraps ``llama_model_n_cls_out``."""
         return self.fact("n_cls_out")
+
+    @property
+    def capabilities(self):
+        """What can be done with it: ``Capabilities``, told from the graph and memory that llama.cpp makes for it.
+
+        The first call makes a small context for that and closes it. Raises ModelCapabilityError for a vocabulary,
+        OutOfMemoryError.
+        """
+        self.check_open()
+        if self._capabilities is None:
+            from llama_runner.core.capabilities import look_at
+
+            self._capabilities = look_at(self)
+        return self._capabilities
 
     def meta(self, key):
         """The metadata value under ``key`` as text, or None. Wraps ``llama_model_meta_val_str``; arrays give None."""

@@ -44,13 +44,20 @@ cdef int WHOLE = -1  # in the place of a sequence id
 
 
 def fingerprint(Context ctx not None):
-    """What a saved state depends on: the model's metadata, weights and shape, KV types and layout, rope settings.
+    """What a saved state depends on: the model's metadata, weights and shape, KV types and layout, rope, adapters.
 
     The caller is inside ``ctx``. A new dict each time.
     """
     if ctx._fingerprint is None:
         ctx._fingerprint = {**model_fingerprint(ctx), **ctx._settings}
-    return dict(ctx._fingerprint)
+    return {**ctx._fingerprint, **adapter_fingerprint(ctx)}
+
+
+cdef dict adapter_fingerprint(Context ctx):
+    return {
+        "adapters": sorted([use.adapter.digest, use.scale] for use in ctx._adapters),
+        "control_vector": ctx._control_digest,
+    }
 
 
 cdef dict model_fingerprint(Context ctx):

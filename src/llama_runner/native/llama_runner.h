@@ -365,6 +365,56 @@ LR_API size_t lr_pieces(const struct llama_vocab * vocab, const llama_token * to
 LR_API void lr_vocab_scores(const struct llama_vocab * vocab, float * out);
 LR_API void lr_vocab_attrs(const struct llama_vocab * vocab, int32_t * out);
 
+// --- adapters.cpp: LoRA adapters and control vectors ---------------------------------------------
+
+// Who may touch a model's list of adapters: laying out a graph reads it, loading and freeing an adapter change it.
+// Nothing that runs under the lock calls Python.
+typedef struct lr_rwlock lr_rwlock;
+LR_API lr_rwlock * lr_rwlock_new(void);
+LR_API void        lr_rwlock_free(lr_rwlock * lock);
+LR_API void        lr_rwlock_lock_shared(lr_rwlock * lock);
+LR_API void        lr_rwlock_unlock_shared(lr_rwlock * lock);
+LR_API void        lr_rwlock_lock(lr_rwlock * lock);
+LR_API void        lr_rwlock_unlock(lr_rwlock * lock);
+
+// Lays the graph out again if something changed that calls for it, so that the next decode need not.
+// Returns 0, or -1 with *error set: the next call tries again.
+LR_API int lr_reserve(struct llama_context * ctx, lr_rwlock * adapters, char ** error);
+
+// The four dimensions (ggml's order) and the ggml_type of a weight; false where the model has none of that name.
+LR_API bool lr_model_tensor(const struct llama_model * model, const char * name, int64_t * shape, int * type);
+
+// The name of the weight that makes the logits, that of the embeddings where both are one; NULL where there is none.
+LR_API const char * lr_model_output_name(const struct llama_model * model);
+
+// How many of the adapter's `*total` pairs of matrices the graph of the last layout reads.
+LR_API int lr_adapter_used(const struct llama_context * ctx, const struct llama_adapter_lora * adapter, int * total);
+
+// How many layers add their direction of the control vector in the graph of the last layout.
+LR_API int lr_control_vector_used(struct llama_context * ctx);
+
+// --- capabilities.cpp: what the memory and the graph of a context are like ------------------------
+
+enum lr_memory_kind {
+    LR_MEMORY_KIND_NONE,
+    LR_MEMORY_KIND_ATTENTION,
+    LR_MEMORY_KIND_SLIDING,
+    LR_MEMORY_KIND_RECURRENT,
+    LR_MEMORY_KIND_HYBRID,
+    LR_MEMORY_KIND_UNKNOWN,
+};
+
+typedef struct lr_capabilities {
+    int          memory_kind;
+    const char * memory_class;
+    bool         has_logits;
+    bool         every_row;  // the graph has output for every row and does not pick those that were asked for
+    const char * no_shift;   // why moving positions would not equal computing at the new ones; NULL where it does
+} lr_capabilities;
+
+// Right after the context was made: a key shift takes the place of the graph that is looked at.
+LR_API void lr_capabilities_of(const struct llama_context * ctx, lr_capabilities * out);
+
 #ifdef __cplusplus
 }
 #endif
