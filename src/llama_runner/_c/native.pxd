@@ -110,7 +110,7 @@ cdef extern from "llama_runner.h" nogil:
         LR_MEMORY_WINDOW
         LR_MEMORY_STATE
         LR_MEMORY_LAYOUT_KNOWN
-    int lr_memory_kind(const llama_context *ctx)
+    int lr_memory_layout(const llama_context *ctx)
     int lr_memory_streams(const llama_context *ctx, int part)
     uint32_t lr_memory_window(const llama_context *ctx)
     void lr_memory_use(

@@ -67,7 +67,7 @@ from llama_runner._c.native cimport (
     lr_live_add,
     lr_memory_breakdown,
     lr_memory_flush,
-    lr_memory_kind,
+    lr_memory_layout,
     lr_memory_pending,
     lr_memory_tails,
     lr_outputs_swap,
@@ -282,7 +282,7 @@ cdef class Context(ContextState):
         lr_context_facts(self.ptr, &self.facts)
         lr_capabilities_of(self.ptr, &self.able)
         self.mem = llama_get_memory(self.ptr)
-        self.memory_parts = lr_memory_kind(self.ptr)
+        self.memory_parts = lr_memory_layout(self.ptr)
         check_pooling(model, self.facts.pooling)
         # without a memory a model is an encoder, and those never mask what comes later
         self.causal = self.mem != NULL and llama_get_causal_attn(self.ptr)

@@ -155,7 +155,7 @@ LR_API int lr_top_logprobs(const lr_rows * rows, int64_t k, int32_t * ids, float
 LR_API int lr_argmax(const lr_rows * rows, int32_t * ids, int n_threads, int64_t * bad_row);
 // --- memory.cpp: what the cells of a context's memory hold ----------------------------------------
 
-// A memory has up to three parts; lr_memory_kind returns those that it has, as bits, and LR_MEMORY_LAYOUT_KNOWN when they
+// A memory has up to three parts; lr_memory_layout returns those that it has, as bits, and LR_MEMORY_LAYOUT_KNOWN when they
 // are all of it. A memory of another kind has no part here.
 enum lr_memory_part {
     LR_MEMORY_FULL         = 1,  // cells of the layers that attend to everything
@@ -163,7 +163,7 @@ enum lr_memory_part {
     LR_MEMORY_STATE        = 4,  // states of recurrent layers, one for a sequence
     LR_MEMORY_LAYOUT_KNOWN = 8,
 };
-LR_API int      lr_memory_kind(const struct llama_context * ctx);
+LR_API int      lr_memory_layout(const struct llama_context * ctx);
 LR_API int      lr_memory_streams(const struct llama_context * ctx, int part);
 LR_API uint32_t lr_memory_window(const struct llama_context * ctx);  // positions that a window spans
 

@@ -96,7 +96,7 @@ int owner_besides(const llama_kv_cells & cells, uint32_t cell, llama_seq_id seq)
 
 }  // namespace
 
-int lr_memory_kind(const llama_context * ctx) {
+int lr_memory_layout(const llama_context * ctx) {
     const auto parts = lr_parts_of(ctx);
     return (parts.full ? LR_MEMORY_FULL : 0) | (parts.window ? LR_MEMORY_WINDOW : 0) |
            (parts.state ? LR_MEMORY_STATE : 0) | (parts.layout_known ? LR_MEMORY_LAYOUT_KNOWN : 0);
