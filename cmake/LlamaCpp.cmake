@@ -41,4 +41,8 @@ if(LLAMA_RUNNER_TOOLS)
   foreach(_tool IN ITEMS llama-bench completion)
     add_subdirectory("${LLAMA_CPP_DIR}/tools/${_tool}" "tools/${_tool}")
   endforeach()
+  # the C loop that Context.decode is measured against
+  add_executable(decode_loop EXCLUDE_FROM_ALL "${CMAKE_CURRENT_SOURCE_DIR}/benchmarks/decode_loop.c")
+  target_link_libraries(decode_loop PRIVATE llama)
+  set_target_properties(decode_loop PROPERTIES LINKER_LANGUAGE CXX)
 endif()

@@ -49,10 +49,13 @@ def ctx(tiny_model: TinyModelFactory) -> Context:
 CONTEXT_CALLS: dict[str, tuple] = {
     "decode": (one_row(),), "encode": (one_row(),), "set_n_threads": (1,), "logits": (), "embeddings": (),
     "embeddings_seq": (), "n_ctx_seq": (), "n_threads": (), "n_threads_batch": (), "memory_breakdown": (),
-    "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""),
+    "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""), "synchronize": (), "perf": (),
+    "perf_reset": (), "set_embeddings": (True,), "causal_attn": (), "logits_matrix": (), "embeddings_matrix": (),
+    "output_rows": (),
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",
+    "produces_embeddings",
 }  # fmt: skip
 MEMORY_CALLS: dict[str, tuple] = {
     "seq_rm": (0,), "seq_cp": (0, 1), "seq_keep": (0,), "seq_add": (0, 0, 1, 1), "seq_div": (0, 0, 1, 2),
