@@ -24,3 +24,11 @@ def llama_bench() -> Path:
     from native_tools import native_tool
 
     return native_tool("llama-bench")
+
+
+@pytest.fixture(scope="session")
+def decode_loop() -> Path:
+    """Our loop of single tokens in C, built from the same tree with the same flags."""
+    from native_tools import native_tool
+
+    return native_tool("decode_loop")

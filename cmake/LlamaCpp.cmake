@@ -44,4 +44,8 @@ if(LLAMA_RUNNER_TOOLS)
   # writes a tiny model of every architecture; upstream's own CMake would bring all of its tests along
   add_executable(test-llama-archs EXCLUDE_FROM_ALL "${LLAMA_CPP_DIR}/tests/test-llama-archs.cpp")
   target_link_libraries(test-llama-archs PRIVATE llama llama-common)
+  # the C loop that Context.decode is measured against
+  add_executable(decode_loop EXCLUDE_FROM_ALL "${CMAKE_CURRENT_SOURCE_DIR}/benchmarks/decode_loop.c")
+  target_link_libraries(decode_loop PRIVATE llama)
+  set_target_properties(decode_loop PROPERTIES LINKER_LANGUAGE CXX)
 endif()

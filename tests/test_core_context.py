@@ -435,9 +435,18 @@ def test_rope_settings_move_the_logits_and_leave_the_model_as_it_was(tiny_model:
         "linear": {"rope_scaling_type": "linear", "rope_freq_scale": 0.25},
         "yarn": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25},
         "yarn, other length": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 64},
-        "yarn, linear after all": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_ext_factor": 0},
+        "yarn, linear after all": {
+            "rope_scaling_type": "yarn",
+            "rope_freq_scale": 0.25,
+            "yarn_ext_factor": 0,
+        },
         "yarn, stronger": {"rope_scaling_type": "yarn", "yarn_ext_factor": 0, "yarn_attn_factor": 2.0},
-        "yarn, betas": {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_beta_fast": 4, "yarn_beta_slow": 2},
+        "yarn, betas": {
+            "rope_scaling_type": "yarn",
+            "rope_freq_scale": 0.25,
+            "yarn_beta_fast": 4,
+            "yarn_beta_slow": 2,
+        },
     }.items():
         with Context(model, n_ctx=256, **options, **EXACT) as ctx:
             rows[name] = last_row(ctx, 30)
@@ -507,9 +516,10 @@ def test_attention_that_a_model_does_not_have(tiny_model: TinyModelFactory) -> N
         with pytest.raises(errors.ModelCapabilityError, match="encoder"):
             ctx.causal_attn = True
         assert ctx.causal_attn is False
-    with Context(mamba, n_ctx=256, n_threads=1) as ctx:
-        with pytest.raises(errors.ModelCapabilityError, match="recurrent"):
-            ctx.causal_attn = False
+    recurrent = Context(mamba, n_ctx=256, n_threads=1)
+    with pytest.raises(errors.ModelCapabilityError, match="recurrent"):
+        recurrent.causal_attn = False
+    recurrent.close()
     with pytest.raises(errors.ModelCapabilityError, match="encoder"):
         Context(bert, n_ctx=256, attention_type="causal")
     with pytest.raises(errors.ModelCapabilityError, match="recurrent"):
@@ -607,7 +617,9 @@ def test_matrices_of_all_outputs(decoder_model_path: Path) -> None:
             ctx.logits_matrix()
         assert ctx.output_rows.tolist() == []
         # sequences of different lengths, interleaved: recurrent memories compute the rows in another order
-        rows = [(int(TOKENS[i]), i // 3, i % 3) for i in range(30)] + [(int(TOKENS[30 + i]), 10 + i, 1) for i in range(5)]
+        rows = [(int(TOKENS[i]), i // 3, i % 3) for i in range(30)] + [
+            (int(TOKENS[30 + i]), 10 + i, 1) for i in range(5)
+        ]
         batch = Batch(64)
         for i, row in enumerate(rows):
             batch.add(*row, logits=i % 4 == 1)

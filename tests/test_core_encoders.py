@@ -162,15 +162,15 @@ def test_positions_past_a_learned_table(gpt2: Model, tiny_model: TinyModelFactor
         ctx.decode(rows(TOKENS[:31]))
         ctx.decode(rows([300], 31))
         assert np.isfinite(ctx.logits()).all()
-        with pytest.raises(errors.InvalidArgumentError, match="row 0 has position 32.*from 0 to 31"):
+        with pytest.raises(errors.InvalidArgumentError, match=r"row 0 has position 32.*from 0 to 31"):
             ctx.decode(rows([300], 32))
         ctx.memory.clear()
         with pytest.raises(errors.InvalidArgumentError, match="row 32 has position 32"):
             ctx.decode(rows(TOKENS[:40]))
         assert ctx.memory.seq_pos_max(0) == -1
-    with Context(Model(tiny_model("bert", n_ctx_train=16)), **EXACT) as ctx:
-        with pytest.raises(errors.InvalidArgumentError, match="row 0 has position 16"):
-            ctx.encode(rows([50], 16))
+    ctx = Context(Model(tiny_model("bert", n_ctx_train=16)), **EXACT)
+    with pytest.raises(errors.InvalidArgumentError, match="row 0 has position 16"):
+        ctx.encode(rows([50], 16))
 
 
 def test_hostile_calls_of_odd_models(tmp_path: Path) -> None:
@@ -212,5 +212,7 @@ for name in ("gpt2", "t5", "qwen2vl", "reranker"):
                                 pass
 print("alive")
 """
-    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and done.stdout == "alive\n", done.stderr[-1500:]

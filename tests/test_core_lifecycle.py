@@ -52,10 +52,13 @@ CONTEXT_CALLS: dict[str, tuple] = {
     "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""), "state_seq_size": (0,),
     "state_seq_get_into": (0, bytearray(9)), "state_seq_save": ("x", 0), "state_seq_load": ("x", 0), "state_size": (),
     "state_get": (), "state_get_into": (bytearray(9),), "state_set": (b"",), "state_save": ("x",), "state_load": ("x",),
-    "set_adapters": (), "adapters": (), "set_control_vector": (), "control_vector": (),
+    "set_adapters": (), "adapters": (), "set_control_vector": (), "control_vector": (), "synchronize": (), "perf": (),
+    "perf_reset": (), "set_embeddings": (True,), "causal_attn": (), "logits_matrix": (), "embeddings_matrix": (),
+    "output_rows": (),
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",
+    "produces_embeddings",
 }  # fmt: skip
 MEMORY_CALLS: dict[str, tuple] = {
     "seq_rm": (0,), "seq_cp": (0, 1), "seq_keep": (0,), "seq_add": (0, 0, 1, 1), "seq_div": (0, 0, 1, 2),

@@ -31,7 +31,10 @@ def close(found: np.ndarray, expected: np.ndarray) -> None:
 
 
 def shapes() -> list[np.ndarray]:
-    out = [rng.normal(size=(n, m)).astype(np.float32) * 8 for n, m in ((1, 1), (3, 2), (5, 15), (4, 16), (7, 17), (2, 1000))]
+    out = [
+        rng.normal(size=(n, m)).astype(np.float32) * 8
+        for n, m in ((1, 1), (3, 2), (5, 15), (4, 16), (7, 17), (2, 1000))
+    ]
     out += [rng.normal(size=(40, 50_000)).astype(np.float32) * 4]  # enough for several threads
     out += [out[3] * np.float32(1e30), out[3] - np.float32(3e38), np.zeros((3, 548), np.float32)]
     masked = rng.normal(size=(6, 548)).astype(np.float32)
@@ -52,7 +55,11 @@ def test_against_double_precision(n_threads: int | None) -> None:
         np.testing.assert_array_equal(argmax(logits, n_threads=n_threads), logits.argmax(axis=1))
         for k in {1, min(3, logits.shape[1]), min(40, logits.shape[1]), logits.shape[1]}:
             ids, scores = top_logprobs(logits, k, n_threads=n_threads)
-            assert ids.dtype == np.int32 and scores.dtype == np.float32 and ids.shape == scores.shape == (len(logits), k)
+            assert (
+                ids.dtype == np.int32
+                and scores.dtype == np.float32
+                and ids.shape == scores.shape == (len(logits), k)
+            )
             order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
             np.testing.assert_array_equal(ids, order)
             close(scores, np.take_along_axis(expected, order, axis=1))
@@ -79,7 +86,14 @@ def test_no_rows() -> None:
 
 def test_rows_that_lie_apart_backwards_or_on_top_of_each_other() -> None:
     base = rng.normal(size=(9, 100)).astype(np.float32)
-    for logits in (base[::2], base[::-1], base[:, 10:60], base[3:4], np.broadcast_to(base[0], (4, 100)), base[::-3, 5:6]):
+    for logits in (
+        base[::2],
+        base[::-1],
+        base[:, 10:60],
+        base[3:4],
+        np.broadcast_to(base[0], (4, 100)),
+        base[::-3, 5:6],
+    ):
         close(log_softmax(logits), reference(logits))
         np.testing.assert_array_equal(argmax(logits), logits.argmax(axis=1))
     for bad in (base[:, ::2], base.T, base[:, ::-1]):
@@ -153,7 +167,17 @@ def test_rows_that_have_no_scores(name: str, at: int) -> None:
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize(
     "bad",
-    [None, 1.0, [0.0, 1.0], "x", np.zeros(4), np.zeros(4, np.float16), np.zeros(4, np.int32), np.zeros(4, ">f4"), b"1234"],
+    [
+        None,
+        1.0,
+        [0.0, 1.0],
+        "x",
+        np.zeros(4),
+        np.zeros(4, np.float16),
+        np.zeros(4, np.int32),
+        np.zeros(4, ">f4"),
+        b"1234",
+    ],
     ids=repr,
 )
 def test_logits_of_the_wrong_type(name: str, bad: object) -> None:
@@ -163,7 +187,12 @@ def test_logits_of_the_wrong_type(name: str, bad: object) -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 2, 2)])
 def test_logits_of_the_wrong_shape(shape: tuple) -> None:
-    for call in (log_softmax, argmax, lambda logits: top_logprobs(logits, 1), lambda logits: logprobs(logits, 0)):
+    for call in (
+        log_softmax,
+        argmax,
+        lambda logits: top_logprobs(logits, 1),
+        lambda logits: logprobs(logits, 0),
+    ):
         with pytest.raises(errors.InvalidArgumentError, match="shape"):
             call(np.zeros(shape, np.float32))
 
@@ -211,7 +240,9 @@ def test_any_rows(logits: np.ndarray, data: st.DataObject) -> None:
     logits[:, data.draw(st.integers(0, logits.shape[1] - 1))] = data.draw(finite)
     close(log_softmax(logits), reference(logits))
     k = data.draw(st.integers(1, logits.shape[1]))
-    np.testing.assert_array_equal(top_logprobs(logits, k)[0], np.argsort(-logits, axis=1, kind="stable")[:, :k])
+    np.testing.assert_array_equal(
+        top_logprobs(logits, k)[0], np.argsort(-logits, axis=1, kind="stable")[:, :k]
+    )
     np.testing.assert_array_equal(argmax(logits), logits.argmax(axis=1))
 
 

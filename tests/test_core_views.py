@@ -173,6 +173,25 @@ def test_embeddings_are_kept_as_well(tiny_model: TinyModelFactory) -> None:
     np.testing.assert_array_equal(vector, copies[1])
 
 
+def test_matrices_are_views_too(tiny_model: TinyModelFactory) -> None:
+    with make(tiny_model("llama"), embeddings=True, pooling="none") as ctx:
+        feed(ctx, 5, 0, "all")
+        kept = [ctx.logits_matrix(), ctx.embeddings_matrix(), ctx.logits_matrix()[1:4], ctx.embeddings_matrix().T]
+        copies = [array.copy() for array in kept]
+        assert np.shares_memory(kept[0], ctx.logits(3)) and np.shares_memory(kept[1], ctx.embeddings(3))
+        assert not any(array.flags.owndata for array in kept)
+        kept[0][2, 7] = copies[0][2, 7] = copies[2][1, 7] = 5.0
+        assert ctx.logits(2)[7] == 5.0
+        feed(ctx, 1, 5)
+        assert ctx.logits_matrix().shape == (1, ctx.n_vocab) and ctx.embeddings_matrix().shape == (1, 64)
+        ctx.set_embeddings(False)
+        for pos in range(6, 40):
+            feed(ctx, 1, pos)
+        assert not np.shares_memory(kept[0], ctx.logits_matrix())
+    for array, copy in zip(kept, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
 def test_pooled_embeddings_are_copies(tiny_model: TinyModelFactory) -> None:
     with Context(Model(tiny_model("bert")), n_ctx=256, embeddings=True, n_threads=1) as ctx:
         batch = Batch(8)

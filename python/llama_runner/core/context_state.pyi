@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer, disjoint_base
 
+from llama_runner.core.outputs import ContextOutputs
 from llama_runner.core.state import DeviceState
 
 _Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 _Tokens: TypeAlias = Sequence[int] | NDArray[np.integer]
 
 @disjoint_base
-class ContextState:
+class ContextState(ContextOutputs):
     def __init__(self) -> None: ...
     def state_seq_size(
         self, seq_id: SupportsIndex, *, tokens: _Tokens | None = None, partial: bool = False

@@ -1,4 +1,4 @@
-from typing import SupportsIndex, TypeVar, overload
+from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ def log_softmax(
 ) -> _Out: ...
 @overload
 def logprobs(
-    logits: NDArray[np.float32], tokens: SupportsIndex, *, n_threads: SupportsIndex | None = None
+    logits: NDArray[np.float32], tokens: int | np.integer[Any], *, n_threads: SupportsIndex | None = None
 ) -> float: ...
 @overload
 def logprobs(

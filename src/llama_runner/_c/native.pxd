@@ -87,7 +87,7 @@ cdef extern from "llama_runner.h" nogil:
     bool lr_gave_logits(llama_context *ctx)
     int lr_rank_width(const llama_model *model)
     size_t lr_rs_bytes_per_seq(const llama_model *model) except +
-    int lr_rope_scaling(const llama_model *model, float *freq_scale)
+    int lr_rope_scaling(const llama_model *model)
 
     ctypedef struct lr_rows:
         const float *data

@@ -253,7 +253,9 @@ cdef class Batch:
             positions = int_column("pos", pos, n, 4 if self.n_embd else 1)
             several_pos = positions.columns > 1
             if several_pos and positions.columns != 4:
-                raise errors.InvalidArgumentError(f"pos has {positions.columns} columns: a row has one position, or four")
+                raise errors.InvalidArgumentError(
+                    f"pos has {positions.columns} columns: a row has one position, or four"
+                )
         if is_number(seq_ids):
             one = check_int("seq_ids", seq_ids, 0, MAX_SEQ - 1)
         else:
@@ -484,8 +486,8 @@ cdef int check_sequences(Column column) except -1:
                 break
     if bad >= 0:
         raise errors.InvalidArgumentError(
-            f"row {bad} has seq_ids {[column.ints[bad * width + k] for k in range(width)]}: they are different ids from "
-            f"0 to {MAX_SEQ - 1}, at least one, filled up with -1 at the end"
+            f"row {bad} has seq_ids {[column.ints[bad * width + k] for k in range(width)]}: they are different ids "
+            f"from 0 to {MAX_SEQ - 1}, at least one, filled up with -1 at the end"
         )
     return 0
 
@@ -496,7 +498,7 @@ cdef int check_finite(Column column) except -1:
         at = lr_first_not_finite(column.floats, column.rows * column.columns)
     if at >= 0:
         raise errors.InvalidArgumentError(
-            f"row {at // column.columns} has the embedding {column.floats[at]} at index {at % column.columns}: it must be "
-            "a finite number"
+            f"row {at // column.columns} has the embedding {column.floats[at]} at index {at % column.columns}: it must "
+            "be a finite number"
         )
     return 0

@@ -100,7 +100,7 @@ cdef llama_context_params context_params(Model model, dict given) except *:
     cdef llama_context_params params = llama_context_default_params()
     set_sizes(&params, model, given)
     set_threads(&params, given)
-    set_rope(&params, model, given)
+    set_rope(&params, given)
     params.embeddings = check_bool("embeddings", given["embeddings"])
     params.pooling_type = <llama_pooling_type> one_of("pooling", given["pooling"], POOLING_TYPES)
     params.attention_type = <llama_attention_type> one_of("attention_type", given["attention_type"], ATTENTION_TYPES)
@@ -116,12 +116,15 @@ cdef llama_context_params context_params(Model model, dict given) except *:
         # upstream rounds the rows of its largest graph up to a multiple of the sequences, and mean pooling asserts
         params.n_ubatch = min(params.n_ubatch, (params.n_ctx + 255) // 256 * 256)
         params.n_ubatch = max(params.n_ubatch - params.n_ubatch % params.n_seq_max, params.n_seq_max)
-    check_model(model, params)
     return params
 
 
 cdef int check_model(Model model, llama_context_params params) except -1:
-    """What this model cannot do, and llama.cpp would do wrongly or end the process over."""
+    """What this model cannot do, and llama.cpp would do wrongly or end the process over; the caller is inside it."""
+    if params.rope_scaling_type == LLAMA_ROPE_SCALING_TYPE_LONGROPE and (
+        lr_rope_scaling(model.ptr) != <int> LLAMA_ROPE_SCALING_TYPE_LONGROPE
+    ):
+        raise errors.ModelCapabilityError("rope_scaling_type='longrope': the model has no factors for it")
     if params.attention_type == LLAMA_ATTENTION_TYPE_NON_CAUSAL and llama_model_is_recurrent(model.ptr):
         raise errors.ModelCapabilityError("attention_type='non_causal': this model is recurrent, it has no attention")
     if reads_encoder(model) and not params.kv_unified and params.n_seq_max > 1:
@@ -167,13 +170,10 @@ cdef int set_sizes(llama_context_params *params, Model model, dict given) except
     return 0
 
 
-cdef int set_rope(llama_context_params *params, Model model, dict given) except -1:
-    cdef float own_scale
-    cdef int own = lr_rope_scaling(model.ptr, &own_scale)
-    cdef int kind = one_of("rope_scaling_type", given["rope_scaling_type"], ROPE_SCALING_TYPES)
-    if kind == <int> LLAMA_ROPE_SCALING_TYPE_LONGROPE and kind != own:
-        raise errors.ModelCapabilityError("rope_scaling_type='longrope': the model has no factors for it")
-    params.rope_scaling_type = <llama_rope_scaling_type> kind
+cdef int set_rope(llama_context_params *params, dict given) except -1:
+    params.rope_scaling_type = <llama_rope_scaling_type> one_of(
+        "rope_scaling_type", given["rope_scaling_type"], ROPE_SCALING_TYPES
+    )
     # 0 is llama.cpp's word for the model's own, and -1 for YaRN's
     params.rope_freq_base = optional_float("rope_freq_base", given["rope_freq_base"], 1e-6, 1e30, 0)
     params.rope_freq_scale = optional_float("rope_freq_scale", given["rope_freq_scale"], 1e-6, MAX_SCALE, 0)

@@ -1,9 +1,14 @@
 """``Context.state_*``: saving and restoring; ``core.state`` does it."""
 
+import cython
+
+from llama_runner.core.outputs cimport ContextOutputs
+
 from llama_runner import errors
 
 
-cdef class ContextState:
+@cython.no_gc_clear  # as its base
+cdef class ContextState(ContextOutputs):
     """The part of ``Context`` that saves and restores.
 
     A state travels in a container of ours: magic, version, lengths, checksums, the fingerprint of model, KV types and

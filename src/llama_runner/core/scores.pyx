@@ -59,7 +59,9 @@ cdef class Rows:
         cdef int last = buffer.ndim - 1
         if not 1 <= buffer.ndim <= 2 or not 1 <= buffer.shape[last] <= INT32_MAX:
             raise errors.InvalidArgumentError(f"{name} has shape {array.shape}: it must be (n_vocab,) or (n, n_vocab)")
-        if buffer.shape[last] > 1 and buffer.strides[last] != sizeof(float) or last and buffer.strides[0] % sizeof(float):
+        if buffer.shape[last] > 1 and buffer.strides[last] != sizeof(float) or (
+            last and buffer.strides[0] % sizeof(float)
+        ):
             raise errors.InvalidArgumentError(f"{name} has strides {array.strides}: a row must lie in one piece")
         self.c.data = <const float *> buffer.buf
         self.c.n_rows = buffer.shape[0] if last else 1

@@ -92,7 +92,6 @@ size_t lr_rs_bytes_per_seq(const llama_model * model) {
     return floats * sizeof(float);
 }
 
-int lr_rope_scaling(const llama_model * model, float * freq_scale) {
-    *freq_scale = model->hparams.rope_freq_scale_train;
+int lr_rope_scaling(const llama_model * model) {
     return (int) model->hparams.rope_scaling_type_train;
 }

@@ -125,8 +125,8 @@ LR_API int lr_rank_width(const struct llama_model * model);
 // Bytes of recurrent state of one sequence.
 LR_API size_t lr_rs_bytes_per_seq(const struct llama_model * model);
 
-// The model's own llama_rope_scaling_type and frequency scale.
-LR_API int lr_rope_scaling(const struct llama_model * model, float * freq_scale);
+// The model's own llama_rope_scaling_type.
+LR_API int lr_rope_scaling(const struct llama_model * model);
 
 // --- scores.cpp: log-probabilities of many rows of logits ----------------------------------------
 
