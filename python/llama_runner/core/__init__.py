@@ -23,7 +23,7 @@ except ImportError as error:
         "this is broken: reinstall it."
     ) from error
 
-from llama_runner.cells import CellTable
+from llama_runner.cells import CellAccount, CellTable
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
@@ -36,6 +36,7 @@ from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
+    "CellAccount",
     "CellTable",
     "ChatTemplate",
     "Context",
