@@ -197,6 +197,14 @@ class StateError(LlamaRuntimeError, ValueError):
     """A saved state is damaged, foreign, or does not fit this context."""
 
 
+class CellMismatchError(LlamaRuntimeError, RuntimeError):
+    """An account of a KV memory and the memory disagree; ``differences`` has one line for each thing that differs."""
+
+    def __init__(self, message: str, differences: Iterable[str] = ()):
+        super().__init__(message)
+        self.differences = tuple(differences)
+
+
 # --- the call --------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ except ImportError as error:
 
 from llama_runner.cells import CellTable
 from llama_runner.core.adapter import LoraAdapter
+from llama_runner.cells import CellAccount, CellTable
 from llama_runner.core.batch import Batch
 from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.chat import ChatTemplate
@@ -52,6 +53,7 @@ from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
+    "CellAccount",
     "CellTable",
     "Capabilities",
     "ChatTemplate",

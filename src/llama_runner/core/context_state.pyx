@@ -54,16 +54,18 @@ cdef class ContextState(ContextOutputs):
     def state_seq_set(self, seq_id, blob):
         """Replace a sequence by a saved one; its tokens as an int32 array, or None.
 
-        Wraps ``llama_state_seq_set_data_ext``. ``blob`` is any bytes-like object, or a ``DeviceState``. A partial state takes the sequence back to the position
-        that it had: StateError unless the cells up to there are still in it. They must be those of the same tokens.
-        When llama.cpp has no room for the state, the sequence is empty, and StateError says so.
+        Wraps ``llama_state_seq_set_data_ext``. ``blob`` is any bytes-like object, or a ``DeviceState``. A partial state
+        takes the sequence back to the position that it had: StateError unless the cells up to there are still in it.
+        They must be those of the same tokens. When llama.cpp has no room for the state, the sequence is empty, and
+        StateError says so.
         """
         return only(state().set(self, check(seq_id), blob))
 
     def state_seq_save(self, path, seq_id, *, tokens=None, partial=False):
         """Save a sequence to a file, whole or not at all; how many bytes.
 
-        Takes the place of ``llama_state_seq_save_file``. Raises StorageError (disk full, no permission), with no file left and one of that name as it was.
+        Takes the place of ``llama_state_seq_save_file``. Raises StorageError (disk full, no permission), with no file
+        left and one of that name as it was.
         """
         return state().save(self, path, check(seq_id), tokens, partial)
 
