@@ -84,7 +84,9 @@ def test_a_whole_chain_in_the_graph(ctx: Context, model: Model) -> None:
     lambda c, v: c.top_k(0).dist(1),
     lambda c, v: c.top_k(10).top_k(5).dist(1),
 ])  # fmt: skip
-def test_every_link_that_a_graph_has(ctx: Context, make: Callable[[SamplerChain, Vocab], SamplerChain]) -> None:
+def test_every_link_that_a_graph_has(
+    ctx: Context, make: Callable[[SamplerChain, Vocab], SamplerChain]
+) -> None:
     chain = make(SamplerChain(), ctx.model.vocab)
     ctx.set_sampler(0, chain)
     assert not any(name.startswith("-") for name in chain.names)
@@ -208,7 +210,12 @@ def test_an_attached_chain_is_the_contexts(ctx: Context, model: Model) -> None:
     feed(ctx)
     chain.sample(ctx)
     ctx.set_sampler(0, None)
-    for call in (lambda: chain.sample(ctx), chain.reset, lambda: chain.accept(1), lambda: ctx.set_sampler(0, chain)):
+    for call in (
+        lambda: chain.sample(ctx),
+        chain.reset,
+        lambda: chain.accept(1),
+        lambda: ctx.set_sampler(0, chain),
+    ):
         with pytest.raises(errors.InvalidArgumentError, match=r"clone\(\)"):
             call()
     copy = chain.clone()

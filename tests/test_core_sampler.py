@@ -565,7 +565,8 @@ def test_values_out_of_range_add_no_link(name: str) -> None:
 def test_penalties_and_biases_out_of_range(vocab: Vocab) -> None:
     chain = SamplerChain()
     for bad in ({"multiplier": -1}, {"multiplier": NAN}, {"base": 0.5}, {"allowed_length": -1}, {"last_n": 2**31},
-                {"breakers": [""]}, {"breakers": ["x" * 41]}, {"breakers": ["x"] * 65}, {"breakers": ["a\0"]}):  # fmt: skip
+                {"breakers": [""]}, {"breakers": ["x" * 41]}, {"breakers": ["x"] * 65},
+                {"breakers": ["a\0"]}):  # fmt: skip
         with pytest.raises(errors.InvalidArgumentError, match=next(iter(bad))):
             chain.dry(vocab, **{"multiplier": 1.0, **bad})
     for wrong in (None, 3, "abc", b"abc", [3], [None]):

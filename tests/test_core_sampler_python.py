@@ -155,7 +155,7 @@ def test_it_may_not_use_its_own_chain(ctx: Context) -> None:
     def again(logits: np.ndarray, tokens: np.ndarray) -> None:
         for call in (
             lambda: chain.apply(ROW), chain.clone, chain.reset, lambda: chain.accept(1), lambda: chain.top_k(3),
-            lambda: chain.remove(0), lambda: ctx.logits(), ctx.memory.clear,
+            lambda: chain.remove(0), ctx.logits, ctx.memory.clear,
         ):  # fmt: skip
             with pytest.raises(errors.ContextBusyError):
                 call()

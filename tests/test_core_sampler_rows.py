@@ -240,7 +240,12 @@ def test_a_processor_that_fails_changes_nothing(ctx: Context) -> None:
         raise Mine
 
     chain, same = build(3), build(3)
-    for wrong in (no, lambda logits, rows: 3, lambda logits, rows: logits[:, 1:], lambda logits, rows: logits > 0):
+    for wrong in (
+        no,
+        lambda logits, rows: 3,
+        lambda logits, rows: logits[:, 1:],
+        lambda logits, rows: logits > 0,
+    ):
         with pytest.raises((Mine, errors.ArgumentTypeError)):
             sample_rows(ctx, [chain], processor=wrong)
     with pytest.raises(errors.ContextBusyError):
@@ -279,7 +284,9 @@ def test_bad_arguments_select_nothing(ctx: Context, vocab: Vocab) -> None:
         with pytest.raises(errors.InvalidArgumentError, match="shape"):
             apply_rows(logits, chains)
     with pytest.raises(errors.InvalidArgumentError, match=r"chains\[1\].*vocabulary"):
-        apply_rows(np.zeros((2, 5), np.float32), [build(1), SamplerChain().penalties(vocab, presence=1).greedy()])
+        apply_rows(
+            np.zeros((2, 5), np.float32), [build(1), SamplerChain().penalties(vocab, presence=1).greedy()]
+        )
     assert sample_rows(ctx, chains).tolist() == sample_rows(ctx, same).tolist()
 
 

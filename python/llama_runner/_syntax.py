@@ -18,9 +18,7 @@ MAX_TRIGGER_DEPTH = 16
 MAX_TEMPLATE = 128 * 1024
 
 # what is no structure: literals, character classes, comments
-_GRAMMAR_TEXT = re.compile(
-    rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL
-)
+_GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
 _REPEAT = re.compile(rb"(\x00+|.)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
 _TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _BLOCK = re.compile(rb"\{%[-+]?\s*(end)?(?:if|for|macro|call|filter|generation)\b")

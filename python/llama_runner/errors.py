@@ -187,7 +187,9 @@ class RowSamplingError(SamplingError):
     The tokens of the other rows were accepted by their chains where the call accepts.
     """
 
-    def __init__(self, message: str, tokens: object = None, failures: Mapping[int, BaseException] | None = None):
+    def __init__(
+        self, message: str, tokens: object = None, failures: Mapping[int, BaseException] | None = None
+    ):
         super().__init__(message)
         self.tokens = tokens
         self.failures = dict(failures or {})

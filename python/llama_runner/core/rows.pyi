@@ -12,7 +12,8 @@ def sample_rows(
     chains: Iterable[SamplerChain],
     rows: Iterable[SupportsIndex] | None = None,
     *,
-    processor: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.floating[Any]] | None] | None = None,
+    processor: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.floating[Any]] | None]
+    | None = None,
     n_threads: SupportsIndex | None = None,
 ) -> NDArray[np.int32]: ...
 def apply_rows(

@@ -2,7 +2,6 @@ from typing import SupportsIndex, TypedDict, type_check_only
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import disjoint_base
 
 from llama_runner.core.context import Context
 from llama_runner.core.sampler_links import SamplerLinks
@@ -12,7 +11,6 @@ class _Perf(TypedDict):
     sample_ms: float
     n_sample: int
 
-@disjoint_base
 class SamplerChain(SamplerLinks):
     def sample(self, ctx: Context, i: SupportsIndex = -1) -> int: ...
     def apply(self, logits: NDArray[np.float32]) -> int: ...

@@ -1,4 +1,4 @@
-"""Chains that a context runs inside its graph; the public methods are ``Context.set_sampler`` and ``Context.sampled_…``."""
+"""Chains that a context runs in its graph; the public methods are ``Context.set_sampler`` and ``Context.sampled_…``."""
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from llama_runner._c.native cimport LR_PICK_DONE, lr_picker_pick_from
 from llama_runner.core._native cimport drain_log
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.context cimport Context
+from llama_runner.core.link cimport Link
 from llama_runner.core.sampler cimport SamplerChain
-from llama_runner.core.sampler_links cimport Link
 
 from llama_runner import errors
 
@@ -121,8 +121,8 @@ def enter(Context ctx not None, Batch batch not None):
         if batch.c.logits[i] and batch.c.seq_id[i][0] in ctx.samplers:
             if batch.c.seq_id[i][0] in seen:
                 raise errors.InvalidArgumentError(
-                    f"row {i} is the second with output of sequence {batch.c.seq_id[i][0]}: one that the context samples "
-                    "has one row of output a decode"
+                    f"row {i} is the second with output of sequence {batch.c.seq_id[i][0]}: a sequence that the context "
+                    "samples has one row of output a decode"
                 )
             seen.add(batch.c.seq_id[i][0])
     try:
@@ -180,7 +180,9 @@ def pick(SamplerChain chain not None, Context ctx not None, int i):
     cdef const float *probs
     seq = sampled_seq(ctx, i)
     if seq is None or ctx.samplers.get(seq) is not chain:
-        raise errors.InvalidArgumentError(f"i={i}: this chain is attached, and no row of its sequence; use a clone() of it")
+        raise errors.InvalidArgumentError(
+            f"i={i}: this chain is attached, and that is no row of its sequence; use a clone() of it"
+        )
     chain.check_row(ctx.n_vocab)
     token = llama_get_sampled_token_ith(ctx.ptr, i)
     if token >= 0:

@@ -793,15 +793,15 @@ cdef class Context(ContextState):
     def set_sampler(self, seq_id, chain):
         """Sample sequence ``seq_id`` with ``chain`` inside ``decode``; None ends that. Wraps ``llama_set_sampler``.
 
-        The links up to the first that the device cannot compute (``chain.names`` marks those with ``+`` that it can) run
-        in the graph, on a GPU without its logits leaving it; ``chain.sample(ctx, i)`` runs the rest and accepts. The
-        chain is the context's from then on: it takes no more links, and afterwards it can only be cloned. A sequence
-        with a chain has one row of output a decode, and that row no ``logits``.
+        The links up to the first that the device cannot compute (``chain.names`` marks what it can with ``+``) run in
+        the graph, on a GPU without its logits leaving it; ``chain.sample(ctx, i)`` runs the rest and accepts. The chain
+        is the context's from then on: it takes no more links, and afterwards it can only be cloned. A sequence with a
+        chain has one row of output a decode, and that row no ``logits``.
 
-        Draws differ from those of the same chain outside a graph: sums run in another order, and min_keep does not count.
-        Raises ModelCapabilityError where there is nothing to sample or the device cannot, InvalidArgumentError for a
-        chain that llama.cpp would compute wrongly in a graph: ``greedy`` or ``logit_bias`` after ``top_k`` or ``top_p``,
-        a ``top_k`` of more than there are candidates.
+        Draws differ from those of the same chain outside a graph: sums run in another order, and min_keep does not
+        count. Raises ModelCapabilityError where there is nothing to sample or the device cannot, InvalidArgumentError
+        for a chain that llama.cpp would compute wrongly in a graph: ``greedy`` or ``logit_bias`` after ``top_k`` or
+        ``top_p``, a ``top_k`` of more than there are candidates.
         """
         global backend_sampler
         if backend_sampler is None:

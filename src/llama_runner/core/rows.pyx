@@ -6,7 +6,7 @@ from libc.stdint cimport int32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from llama_runner._c.llama cimport llama_n_threads, llama_token
+from llama_runner._c.llama cimport llama_n_threads
 from llama_runner._c.native cimport LR_PICK_DONE, lr_pick_rows, lr_picker
 from llama_runner.core.context cimport Context
 from llama_runner.core.sampler cimport SamplerChain
@@ -25,6 +25,7 @@ cdef class Step:
     cdef int *codes
     cdef object tokens  # int32, -1 where nothing was selected
     cdef dict failures
+    cdef object matrix  # held: what `rows` point to, where a processor was at it
 
     def __cinit__(self, chains):
         self.chains = check_chains(chains)
@@ -128,7 +129,7 @@ cdef list check_chains(chains):
             raise errors.ArgumentTypeError(f"chains[{i}]={chain!r:.60}: it is a SamplerChain")
         if id(chain) in seen:
             raise errors.InvalidArgumentError(
-                f"chains[{i}] is chains[{seen[id(chain)]}]: a chain selects once a call, since it keeps state; clone() it"
+                f"chains[{i}] is chains[{seen[id(chain)]}]: a chain keeps state and selects once a call; clone() it"
             )
         seen[id(chain)] = i
     return found
@@ -141,10 +142,10 @@ cdef int check_threads(n_threads) except -1:
 def sample_rows(Context ctx not None, chains, rows=None, *, processor=None, n_threads=None):
     """Select and accept a token for each of many rows of the last decode: ``chains[i]`` from row ``rows[i]``.
 
-    Returns an int32 array of shape (n,). Does what ``SamplerChain.sample`` does for one after another, in one native call
-    without the GIL; in up to ``n_threads`` threads where that is worth while (None: as many as the context uses for one
-    row). ``rows`` are indices as ``Context.logits`` takes them; None for 0 to n - 1 in the order of the outputs. A chain
-    may occur once.
+    Returns an int32 array of shape (n,). Does what ``SamplerChain.sample`` does for one after another, in one native
+    call without the GIL; in up to ``n_threads`` threads where that is worth while (None: as many as the context uses
+    for one row). ``rows`` are indices as ``Context.logits`` takes them; None for the first n outputs in their order. A
+    chain may occur once.
 
     ``processor(logits, rows)`` is called once before that with a copy of the rows, float32 of shape (n, n_vocab), and
     their indices, int32; it changes ``logits``, or returns others of the same shape.
@@ -173,7 +174,7 @@ def sample_rows(Context ctx not None, chains, rows=None, *, processor=None, n_th
             for i in range(step.n):
                 step.rows[i] = ctx.logits_row(indices[i])
             if processor is not None:
-                kept = process(step, ctx.n_vocab, processor, np.array(indices, np.int32))
+                step.matrix = process(step, ctx.n_vocab, processor, np.array(indices, np.int32))
             step.run(ctx.n_vocab, threads)
         finally:
             ctx.leave()
@@ -186,8 +187,8 @@ def sample_rows(Context ctx not None, chains, rows=None, *, processor=None, n_th
 def apply_rows(logits, chains, *, n_threads=None):
     """Select a token from each row of a float32 array of shape (n, n_vocab), without accepting any.
 
-    ``chains[i]`` selects from ``logits[i]``; otherwise as ``sample_rows``, with the physical cores that this process may
-    use as the default of ``n_threads``.
+    ``chains[i]`` selects from ``logits[i]``; otherwise as ``sample_rows``, with the physical cores that this process
+    may use as the default of ``n_threads``.
     """
     cdef Step step = Step(chains)
     cdef const float[:, ::1] view
@@ -196,7 +197,9 @@ def apply_rows(logits, chains, *, n_threads=None):
             and logits.flags.c_contiguous):
         raise errors.ArgumentTypeError("logits is a contiguous float32 array of shape (n, n_vocab)")
     if len(logits) != step.n or not 0 < logits.shape[1] < 2**31:
-        raise errors.InvalidArgumentError(f"logits has the shape {logits.shape}: {step.n} chains need ({step.n}, n_vocab)")
+        raise errors.InvalidArgumentError(
+            f"logits has the shape {logits.shape}: {step.n} chains need ({step.n}, n_vocab)"
+        )
     if n_threads is None:
         from llama_runner.system import usable_physical_cores
 
@@ -231,7 +234,7 @@ cdef list check_rows(rows, int n):
 
 
 cdef object process(Step step, int n_vocab, processor, indices):
-    """Let ``processor`` at a copy of the rows, and take what it makes of them. The caller holds on to what is returned."""
+    """Let ``processor`` at a copy of the rows, and take what it makes of them: the array that the rows are then in."""
     cdef int i
     cdef float[:, ::1] filled
     cdef const float[:, ::1] view

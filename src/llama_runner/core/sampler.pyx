@@ -36,7 +36,8 @@ from llama_runner._c.native cimport (
 )
 from llama_runner.core._native cimport drain_log
 from llama_runner.core.context cimport Context
-from llama_runner.core.sampler_links cimport Link, PythonLink, SamplerLinks
+from llama_runner.core.link cimport Link
+from llama_runner.core.sampler_links cimport SamplerLinks
 
 from llama_runner import errors
 from llama_runner._check import check_int
@@ -310,9 +311,9 @@ cdef class SamplerChain(SamplerLinks):
 
     @property
     def perf(self):
-        """What sampling took: a dict with ``sample_ms`` and ``n_sample``, tokens accepted. Wraps ``llama_perf_sampler``.
+        """What sampling took: a dict with ``sample_ms`` and ``n_sample``, the tokens accepted.
 
-        The time is 0 unless the chain was made with ``perf=True``.
+        Wraps ``llama_perf_sampler``. The time is 0 unless the chain was made with ``perf=True``.
         """
         cdef llama_perf_sampler_data data
         self.enter()

@@ -1,28 +1,9 @@
 from libc.stdint cimport uint32_t
 
-from llama_runner._c.llama cimport llama_sampler, llama_token, llama_token_data
+from llama_runner._c.llama cimport llama_sampler
 from llama_runner._c.native cimport lr_guard, lr_picker
+from llama_runner.core.link cimport Link
 from llama_runner.core.vocab cimport Vocab
-
-
-cdef class PythonLink:
-    cdef object callable, clone_with
-    cdef object raised  # what the callable raised, until the call that ran it raises it again
-    cdef lr_picker *picker  # of the chain that holds this
-    cdef int n_vocab  # of the row that is being sampled
-
-    cdef int call(self, llama_token_data *data, size_t n) except -1
-    cdef PythonLink copy(self)
-
-
-cdef class Link:
-    cdef str name
-    cdef tuple arguments  # all of them, in the type that C was given
-    cdef object seed
-    cdef Vocab vocab  # held while the native link points into it
-    cdef int n_vocab  # 0: any
-    cdef list biased  # tokens that a logit_bias names
-    cdef PythonLink python
 
 
 cdef class SamplerLinks:

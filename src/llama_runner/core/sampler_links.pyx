@@ -9,7 +9,6 @@ from libc.math cimport INFINITY
 from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, int32_t, uint32_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
 
 from llama_runner._c.llama cimport (
     llama_logit_bias,
@@ -40,7 +39,6 @@ from llama_runner._c.llama cimport (
     llama_sampler_init_xtc,
     llama_sampler_name,
     llama_token,
-    llama_token_data,
     llama_vocab_eos,
     llama_vocab_eot,
 )
@@ -60,7 +58,6 @@ from llama_runner._c.native cimport (
     lr_link_bind,
     lr_link_new,
     lr_live_add,
-    lr_picker_accepted,
     lr_picker_bias,
     lr_picker_free,
     lr_picker_new,
@@ -68,6 +65,7 @@ from llama_runner._c.native cimport (
     lr_plan,
 )
 from llama_runner.core._native cimport drain_log, ensure_runtime, enter_exclusive, enter_shared, take_string
+from llama_runner.core.link cimport Link, PythonLink, describe, on_link
 from llama_runner.core.vocab cimport Vocab
 
 from llama_runner import errors
@@ -82,72 +80,6 @@ cdef int MAX_BREAKER = 40  # bytes; llama.cpp cuts longer ones off
 cdef frozenset SELECTING = frozenset(["greedy", "dist", "mirostat", "mirostat_v2", "adaptive_p"])
 # links that change the logits of accepted or biased tokens and of no others
 cdef frozenset SPARSE = frozenset(["penalties", "dry", "logit_bias"])
-
-
-cdef int on_link(void *user, llama_token_data *data, size_t n) noexcept with gil:
-    cdef PythonLink link = <PythonLink> user
-    try:
-        link.call(data, n)
-    except BaseException as error:
-        link.raised = error
-        return -1
-    return 0
-
-
-cdef class PythonLink:
-    """A Python callable between a chain's candidates and a NumPy row."""
-
-    cdef int call(self, llama_token_data *data, size_t n) except -1:
-        cdef size_t i, n_accepted
-        cdef const llama_token *accepted = lr_picker_accepted(self.picker, &n_accepted)
-        row = np.full(self.n_vocab, -INFINITY, np.float32)
-        tokens = np.empty(n_accepted, np.int32)
-        cdef float[::1] view = row
-        cdef int32_t[::1] ids = tokens
-        for i in range(n):
-            view[data[i].id] = data[i].logit
-        if n_accepted > 0:
-            memcpy(&ids[0], accepted, n_accepted * sizeof(llama_token))
-        changed = self.callable(row, tokens)
-        if changed is not None and changed is not row:
-            if not isinstance(changed, np.ndarray) or changed.shape != (self.n_vocab,) or changed.dtype.kind != "f":
-                raise errors.ArgumentTypeError(
-                    f"{self.callable!r} returned {changed!r:.60}: it returns None, or a float array of shape "
-                    f"({self.n_vocab},)"
-                )
-            view = np.array(changed, np.float32)
-        for i in range(n):
-            if not view[data[i].id] < INFINITY:
-                raise errors.SamplingError(f"{self.callable!r} made {view[data[i].id]} of the logit of {data[i].id}")
-        for i in range(n):
-            data[i].logit = view[data[i].id]
-        return 0
-
-    cdef PythonLink copy(self):
-        cdef PythonLink made = PythonLink.__new__(PythonLink)
-        made.callable = self.callable if self.clone_with is None else self.clone_with(self.callable)
-        if not callable(made.callable):
-            raise errors.ArgumentTypeError(f"clone made {made.callable!r} of {self.callable!r}: it cannot be called")
-        made.clone_with = self.clone_with
-        return made
-
-
-cdef class Link:
-    """What we know of a link; the native one is in the chain."""
-
-    def __repr__(self):
-        if self.name in ("top_k", "top_p", "min_p", "typical", "top_n_sigma", "xtc", "temp", "temp_ext"):
-            return f"{self.name}({self.arguments[0]})"
-        return self.name
-
-
-cdef Link describe(str name, tuple arguments=(), seed=None, int n_vocab=0):
-    cdef Link made = Link.__new__(Link)
-    made.name = name
-    made.arguments = arguments
-    made.seed = seed
-    made.n_vocab = n_vocab
-    return made
 
 
 @cython.no_gc_clear  # __dealloc__ frees native links that point into what is held
@@ -316,7 +248,7 @@ cdef class SamplerLinks:
     def remove(self, i):
         """Take link ``i`` out and free it; -1 is the last. Wraps ``llama_sampler_chain_remove``.
 
-        Raises IndexOutOfRangeError for an index that no link has; InvalidArgumentError for the top_k that an infill needs.
+        Raises IndexOutOfRangeError for an index that no link has, InvalidArgumentError for the top_k of an infill.
         """
         cdef int index = check_int("i", i, -(2**31), 2**31 - 1), n
         cdef llama_sampler *link
@@ -516,7 +448,9 @@ cdef class SamplerLinks:
             bias = dict(bias)
         except (TypeError, ValueError):
             raise errors.ArgumentTypeError(f"bias maps token ids to floats; it is no {type(bias).__name__}") from None
-        cdef tuple pairs = tuple([(vocab.check_token(token), check_bias(token, value)) for token, value in bias.items()])
+        cdef tuple pairs = tuple([
+            (vocab.check_token(token), check_bias(token, value)) for token, value in bias.items()
+        ])
         cdef int32_t n = <int32_t> len(pairs), i
         cdef Link made = describe("logit_bias", pairs, None, vocab.n_tokens)
         made.biased = [token for token, _ in pairs]
@@ -535,16 +469,16 @@ cdef class SamplerLinks:
     def grammar(self, Vocab vocab not None, grammar, root="root"):
         """Allow only what a GBNF grammar allows. Does what ``llama_sampler_init_grammar`` does.
 
-        Raises InvalidArgumentError when the grammar cannot be parsed, has no rule named ``root``, or recurses or repeats
-        beyond what can be computed.
+        Raises InvalidArgumentError when the grammar cannot be parsed, has no rule named ``root``, or recurses or
+        repeats beyond what can be computed.
         """
         return self.add_grammar(vocab, grammar, root, False, [], [])
 
     def grammar_lazy(self, Vocab vocab not None, grammar, root="root", *, patterns=(), tokens=()):
         """A grammar that begins at a trigger. Does what ``llama_sampler_init_grammar_lazy_patterns`` does.
 
-        ``tokens`` trigger it by their ids, and it is about the text from them on. ``patterns`` are regular expressions of
-        C++ (ECMAScript); it is about the text from the first non-empty group on that matched, or the whole match. They
+        ``tokens`` trigger it by their ids, and it is about the text from them on. ``patterns`` are regular expressions
+        of C++ (ECMAScript); it is about the text from the first non-empty group on that matched, or the whole match. They
         are looked for in the last 256 bytes of what was accepted, at every token, since their time grows by the square
         of that; one with ``^`` is looked for in all of it, and after 4096 bytes without a trigger ``accept`` raises
         SamplingError. Patterns with back-references are refused where the compiler's library has no bound for them.
@@ -599,12 +533,13 @@ cdef class SamplerLinks:
     def python(self, function, *, clone=None):
         """Call ``function(logits, tokens)`` at this place of the chain; it changes ``logits`` or returns others.
 
-        ``logits`` is a float32 array of shape (n_vocab,) of its own, by token id, with -inf for what earlier links ruled
-        out or cut: what is written there is not looked at. ``tokens`` is an int32 array of what the chain accepted since
-        it was made or reset. Returns None, or a float array of the same shape. What it raises is raised by the call that
-        samples, and no token is accepted; only the random states of links before it have moved on. It may not use this
-        chain or its context: it gets ContextBusyError. ``clone`` makes the function of a cloned chain from this one's;
-        without it both share one.
+        ``logits`` is a float32 array of shape (n_vocab,) of its own, by token id, with -inf for what earlier links
+        ruled out or cut: what is written there is not looked at. ``tokens`` is an int32 array of what the chain
+        accepted since it was made or reset. Returns None, or a float array of the same shape.
+
+        What it raises is raised by the call that samples, and no token is accepted; only the random states of links
+        before it have moved on. It may not use this chain or its context: it gets ContextBusyError. ``clone`` makes
+        the function of a cloned chain from this one's; without it both share one.
         """
         cdef Link made = describe("python", (), None)
         cdef PythonLink python = PythonLink.__new__(PythonLink)

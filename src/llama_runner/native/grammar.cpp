@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t MOST_STEPS  = 2'000'000;  // of llama.cpp's search for left recursion, which remembers nothing
 constexpr int     MOST_DEPTH  = 2000;       // and which goes down by recursion
 constexpr int64_t MOST_STACKS = 20'000;     // ways to go on that are followed at once, each compared with each
-constexpr size_t  WINDOW      = 256;        // bytes of output that trigger patterns look at: their time grows by its square
+constexpr size_t  WINDOW      = 256;        // bytes of output that trigger patterns look at, in time that is quadratic
 constexpr size_t  WHOLE       = 4096;       // the same for those that say where the output begins
 
 std::string brief(std::string text) {
