@@ -33,7 +33,8 @@ cdef extern from "llama_runner.h" nogil:
     void lr_free(void *ptr)
 
     void lr_runtime_init(const char *lib_dir) except +
-    int lr_log_pop(char **text, int *mine)
+    int lr_log_pop(char **text)
+    char *lr_log_pop_mine()
     void lr_log_set_level(int level)
     const char *lr_build_facts()
     bool lr_is_abort(const char *what)

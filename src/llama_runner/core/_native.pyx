@@ -33,6 +33,7 @@ from llama_runner._c.native cimport (
     lr_is_abort,
     lr_live_count,
     lr_log_pop,
+    lr_log_pop_mine,
     lr_log_set_level,
     lr_runtime_init,
 )
@@ -49,7 +50,6 @@ cdef dict LEVELS = {
     <int> GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 cdef list DEVICE_TYPES = ["cpu", "gpu", "igpu", "accel", "meta"]
-cdef int MAX_ERROR_LINES = 8
 cdef list KINDS = ["guards", "models", "contexts", "batches", "samplers", "outputs", "chat_templates"]  # of lr_kind
 cdef bint started = False
 
@@ -75,20 +75,21 @@ cdef int ensure_runtime() except -1:
 
 cdef list drain_log():
     """Pass native lines on to logging; return the last warnings and errors that this thread caused."""
-    cdef char *text
-    cdef int mine, level
+    cdef char *text = NULL
     cdef list kept = []
-    while True:
-        text = NULL
-        level = lr_log_pop(&text, &mine)
-        if level < 0:
-            return kept[-MAX_ERROR_LINES:]
+    cdef int level = lr_log_pop(&text)
+    while level >= 0:
         line = take_string(text)
-        if not line:
-            continue
-        logger.log(LEVELS.get(level, logging.INFO), "%s", line)
-        if mine and level >= <int> GGML_LOG_LEVEL_WARN:
+        if line:
+            logger.log(LEVELS.get(level, logging.INFO), "%s", line)
+        level = lr_log_pop(&text)
+    text = lr_log_pop_mine()
+    while text != NULL:
+        line = take_string(text)
+        if line:
             kept.append(line)
+        text = lr_log_pop_mine()
+    return kept
 
 
 cdef str take_string(char *text):

@@ -26,8 +26,10 @@ LR_API void lr_free(void * ptr);
 LR_API void lr_runtime_init(const char * lib_dir);
 
 // Takes the oldest native log line. Returns its ggml_log_level and sets `*text` (lr_free it), or -1 when there is none.
-// `*mine` tells whether the calling thread logged it.
-LR_API int lr_log_pop(char ** text, int * mine);
+LR_API int lr_log_pop(char ** text);
+
+// Takes the oldest of the last warnings and errors that the calling thread caused (lr_free it), or NULL.
+LR_API char * lr_log_pop_mine(void);
 
 // Lines below this ggml_log_level are dropped where they arise.
 LR_API void lr_log_set_level(int level);

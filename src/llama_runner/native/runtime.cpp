@@ -18,6 +18,7 @@
 namespace {
 
 constexpr size_t LOG_CAPACITY = 4096;  // lines; the oldest go when nobody reads them
+constexpr size_t MINE_CAPACITY = 8;    // warnings and errors that a thread caused itself
 constexpr const char * ABORT_MARK = "llama.cpp aborted: ";
 
 struct log_line {
@@ -44,6 +45,33 @@ struct log_tap {
 };
 thread_local log_tap tap;
 
+// What the calling thread caused, for its exception: another thread may have passed the line on to Python by then.
+thread_local std::deque<std::string> mine;
+thread_local bool                    mine_goes_on = false;
+
+void keep_mine(ggml_log_level level, const char * text) {
+    if (level == GGML_LOG_LEVEL_CONT) {
+        if (mine_goes_on && !mine.empty()) {
+            mine.back() += text;
+        }
+        return;
+    }
+    mine_goes_on = level >= GGML_LOG_LEVEL_WARN;
+    if (mine_goes_on) {
+        mine.push_back(text);
+        if (mine.size() > MINE_CAPACITY) {
+            mine.pop_front();
+        }
+    }
+}
+
+char * copy_line(std::string & text) {
+    while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
+        text.pop_back();
+    }
+    return lr_copy_string(text);
+}
+
 // A last net, never instead of a check: an assertion that fails on the calling thread becomes a C++ exception, which the
 // Cython layer turns into a Python one. On a worker thread it still ends the process, as upstream means it to.
 void on_abort(const char * message) {
@@ -67,6 +95,7 @@ void lr_log_line(ggml_log_level level, const char * text) {
     if (lr_forked()) {  // the lock may have been held as the process forked
         return;
     }
+    keep_mine(level, text);
     std::lock_guard<std::mutex> lock(store.mutex);
     const auto self = std::this_thread::get_id();
     if (level == GGML_LOG_LEVEL_CONT) {
@@ -111,7 +140,7 @@ void lr_runtime_init(const char * lib_dir) {
     });
 }
 
-int lr_log_pop(char ** text, int * mine) {
+int lr_log_pop(char ** text) {
     auto & store = logs();
     if (lr_forked()) {
         return -1;
@@ -122,12 +151,17 @@ int lr_log_pop(char ** text, int * mine) {
     }
     log_line line = std::move(store.lines.front());
     store.lines.pop_front();
-    while (!line.text.empty() && (line.text.back() == '\n' || line.text.back() == ' ')) {
-        line.text.pop_back();
-    }
-    *text = lr_copy_string(line.text);
-    *mine = line.thread == std::this_thread::get_id();
+    *text = copy_line(line.text);
     return line.level;
+}
+
+char * lr_log_pop_mine(void) {
+    if (mine.empty()) {
+        return nullptr;
+    }
+    std::string line = std::move(mine.front());
+    mine.pop_front();
+    return copy_line(line);
 }
 
 void lr_log_set_level(int level) {
