@@ -38,6 +38,7 @@ __all__ = [
     "NativeLibraryError",
     "NoSlotError",
     "OutOfMemoryError",
+    "ResponseParseError",
     "SamplingError",
     "StateError",
     "StorageError",
@@ -169,6 +170,17 @@ class ContextBusyError(LlamaRuntimeError, RuntimeError):
 
 class SamplingError(LlamaRuntimeError, RuntimeError):
     """No token could be selected: every candidate was ruled out, or a sampler failed."""
+
+
+class ResponseParseError(LlamaRuntimeError, ValueError):
+    """A model's answer does not have the form that its chat template asks for.
+
+    ``position`` is the character at which it stops being that, or None where that is not known.
+    """
+
+    def __init__(self, message: str, position: int | None = None):
+        super().__init__(message)
+        self.position = position
 
 
 class StateError(LlamaRuntimeError, ValueError):

@@ -23,6 +23,8 @@ from llama_runner._c.ggml cimport (
 )
 from llama_runner._c.llama cimport llama_print_system_info
 from llama_runner._c.native cimport (
+    LR_WHY_NO_STACK,
+    LR_WHY_OK,
     lr_build_facts,
     lr_free,
     lr_guard,
@@ -94,6 +96,17 @@ cdef str take_string(char *text):
         return (<bytes> text).decode("utf-8", "replace")
     finally:
         lr_free(text)
+
+
+cdef int raise_for(int why, char *error, str what) except -1:
+    """Raise the typed error for the lr_why of a native call, and free `error`."""
+    problem = take_string(error)
+    lines = drain_log()
+    if why == LR_WHY_OK:
+        return 0
+    if why == LR_WHY_NO_STACK:
+        raise errors.OutOfMemoryError(problem).with_log(lines)
+    raise errors.InvalidArgumentError(f"{what}: {problem}").with_log(lines)
 
 
 cdef int enter_shared(lr_guard *guard, str what) except -1:

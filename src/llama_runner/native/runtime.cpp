@@ -44,7 +44,17 @@ void on_abort(const char * message) {
     throw std::runtime_error(std::string(ABORT_MARK) + message);
 }
 
+thread_local std::thread::id log_author = std::this_thread::get_id();
+
 }  // namespace
+
+std::thread::id lr_log_author() {
+    return log_author;
+}
+
+void lr_log_write_as(std::thread::id author) {
+    log_author = author;
+}
 
 void lr_log_line(ggml_log_level level, const char * text) {
     auto & store = logs();
@@ -52,7 +62,7 @@ void lr_log_line(ggml_log_level level, const char * text) {
         return;
     }
     std::lock_guard<std::mutex> lock(store.mutex);
-    const auto self = std::this_thread::get_id();
+    const auto self = log_author;
     if (level == GGML_LOG_LEVEL_CONT) {
         // the continuation of a line that was dropped is dropped with it
         if (!store.lines.empty() && store.lines.back().thread == self) {
