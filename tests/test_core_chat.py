@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from fixtures_models import TinyModelFactory
 from llama_runner import errors
-from llama_runner.core import ChatTemplate, Model
+from llama_runner.core import ChatTemplate, Model, SamplerChain
 from tiny_models import CHATML_TEMPLATE
 
 USER = {"role": "user", "content": "What is 2+2?"}
@@ -274,3 +275,151 @@ def test_switches_are_bools(chatml: ChatTemplate, flag: object) -> None:
         chatml.apply([USER], add_generation_prompt=flag)
     with pytest.raises(errors.ArgumentTypeError, match="enable_thinking"):
         chatml.apply([USER], enable_thinking=flag)
+
+
+# ---------------------------------------------------------------------------------------------------- ChatPrompt
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}},
+    "required": ["answer"],
+    "additionalProperties": False,
+}
+
+
+def vendored(model: Model, name: str) -> ChatTemplate:
+    return ChatTemplate(model, (TEMPLATES / f"{name}.jinja").read_text("utf-8"))
+
+
+def test_render_without_tools(chatml: ChatTemplate) -> None:
+    prompt = chatml.render([SYSTEM, USER])
+    assert prompt.prompt == chatml.apply([SYSTEM, USER])
+    assert prompt.prompt.endswith(prompt.generation_prompt) and "assistant" in prompt.generation_prompt
+    assert prompt.grammar is None and not prompt.grammar_lazy and prompt.grammar_triggers == ()
+    assert prompt.format == "peg-native"
+    assert not prompt.supports_thinking and prompt.thinking_start_tag == ""
+    assert {d.role: d.delimiter for d in prompt.message_delimiters}["user"].startswith("<|im_start|>user")
+    assert hash(prompt) == hash(chatml.render([SYSTEM, USER]))
+    assert "parser_description" not in repr(prompt)
+
+
+def test_render_with_tools(model: Model) -> None:
+    template = vendored(model, "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use")
+    prompt = template.render([USER], tools=[TOOL])
+    assert prompt.prompt == template.apply([USER], tools=[TOOL])
+    assert prompt.grammar is not None and "get_weather" in prompt.grammar
+    assert prompt.grammar_lazy
+    assert [(t.type, t.pattern) for t in prompt.grammar_triggers] == [("word", "<tool_call>\n")]
+    assert "<tool_call>" in prompt.preserved_tokens
+    assert not template.render([USER], tools=[TOOL], tool_choice="required").grammar_lazy
+    without = template.render([USER], tools=[TOOL], tool_choice="none")
+    assert without.grammar is None
+    SamplerChain().grammar(model.vocab, prompt.grammar)
+    one = template.render([USER], tools=[TOOL], parallel_tool_calls=False).grammar
+    several = template.render([USER], tools=[TOOL], parallel_tool_calls=True).grammar
+    assert one != several == prompt.grammar  # this template says that it can
+
+
+def test_thinking_tags(model: Model) -> None:
+    template = vendored(model, "Qwen-Qwen3-0.6B")
+    prompt = template.render([USER])
+    assert prompt.supports_thinking
+    assert (prompt.thinking_start_tag, prompt.thinking_end_tags) == ("<think>", ("</think>",))
+    off = template.render([USER], enable_thinking=False)
+    assert off.prompt.endswith("<think>\n\n</think>\n\n")
+
+
+def test_capabilities(model: Model, chatml: ChatTemplate) -> None:
+    tools = vendored(model, "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use").capabilities
+    assert tools["supports_tools"] and tools["supports_tool_calls"] and tools["supports_system_role"]
+    assert not chatml.capabilities["supports_tools"]
+    assert not vendored(model, "google-gemma-2-2b-it").capabilities["supports_system_role"]
+
+
+def test_a_schema_binds_the_answer(chatml: ChatTemplate, model: Model) -> None:
+    prompt = chatml.render([USER], json_schema=SCHEMA)
+    assert prompt.grammar is not None and "answer" in prompt.grammar and not prompt.grammar_lazy
+    SamplerChain().grammar(model.vocab, prompt.grammar)
+    assert chatml.render([USER], json_schema=json.dumps(SCHEMA)).grammar == prompt.grammar
+    for anything in ({}, True):
+        assert chatml.render([USER], json_schema=anything).grammar is not None
+    with pytest.raises(errors.InvalidArgumentError, match="minimum"):
+        chatml.render([USER], json_schema={"type": "number", "minimum": 1})
+    with pytest.raises(errors.InvalidArgumentError, match="pattern"):
+        chatml.render([USER], json_schema={"type": "string", "pattern": "not anchored"})
+
+
+def test_a_grammar_of_ones_own(chatml: ChatTemplate, model: Model) -> None:
+    assert chatml.render([USER], grammar='root ::= "a"').grammar == 'root ::= "a"'
+    for grammar, reason in (("", "empty"), ("(" * 300, "nests"), ("\ud800", "surrogate")):
+        with pytest.raises(errors.InvalidArgumentError, match=reason):
+            chatml.render([USER], grammar=grammar)
+    with pytest.raises(errors.InvalidArgumentError, match="only one"):
+        chatml.render([USER], grammar='root ::= "a"', json_schema=SCHEMA)
+    with pytest.raises(errors.InvalidArgumentError, match="grammar"):
+        vendored(model, "Qwen3-Coder").render([USER], grammar='root ::= "a"', tools=[TOOL])
+
+
+def test_continuing_the_last_message(chatml: ChatTemplate, model: Model) -> None:
+    begun = {"role": "assistant", "content": "The answer is"}
+    prompt = chatml.render([USER, begun], continue_final_message=True)
+    assert prompt.prompt.endswith("<|im_start|>assistant\nThe answer is")
+    thought = {"role": "assistant", "content": "", "reasoning_content": "Two and two"}
+    qwen = vendored(model, "Qwen-Qwen3-0.6B")
+    rendered = qwen.render([USER, thought], continue_final_message="reasoning_content").prompt
+    assert rendered.rstrip().endswith("Two and two")
+    for messages in ([USER], [], [USER, {**begun, "tool_calls": []}, USER]):
+        with pytest.raises(errors.InvalidArgumentError, match="continue_final_message"):
+            chatml.render(messages, continue_final_message=True)
+
+
+def test_template_kwargs_reach_the_template(model: Model) -> None:
+    template = ChatTemplate(model, "{{ messages[0].content }}{{ mood }}")
+    assert template.render([USER], template_kwargs={"mood": "glad"}).prompt == "What is 2+2?glad"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kind"),
+    [
+        ("tool_choice", "any", errors.InvalidArgumentError),
+        ("tool_choice", {"type": "function"}, errors.ArgumentTypeError),
+        ("reasoning_format", "qwen", errors.InvalidArgumentError),
+        ("reasoning_format", None, errors.ArgumentTypeError),
+        ("parallel_tool_calls", "yes", errors.ArgumentTypeError),
+        ("continue_final_message", "all", errors.InvalidArgumentError),
+        ("continue_final_message", 1, errors.ArgumentTypeError),
+        ("json_schema", 3, errors.ArgumentTypeError),
+        ("grammar", 3, errors.ArgumentTypeError),
+        ("add_generation_prompt", 1, errors.ArgumentTypeError),
+    ],
+)
+def test_render_refuses_wrong_values(
+    chatml: ChatTemplate, keyword: str, value: object, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind, match=keyword if keyword != "json_schema" else "schema"):
+        chatml.render([USER], **{keyword: value})
+
+
+def test_tools_whose_parameters_have_no_end(model: Model) -> None:
+    template = vendored(model, "Qwen3-Coder")
+    for parameters in (
+        {"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"type": "object", "properties": {"a": {"$ref": "https://example.org/schema"}}},
+    ):
+        tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        with pytest.raises(errors.InvalidArgumentError, match="schema"):
+            template.render([USER], tools=[tool])
+        with pytest.raises(errors.InvalidArgumentError, match="schema"):
+            template.apply([USER], tools=[tool])
+
+
+def test_a_templates_subclass_that_was_never_made() -> None:
+    class Broken(ChatTemplate):
+        def __init__(self) -> None:
+            pass
+
+    for use in ("source", "capabilities"):
+        with pytest.raises(errors.InvalidArgumentError, match="never made"):
+            getattr(Broken(), use)
+    with pytest.raises(errors.InvalidArgumentError, match="never made"):
+        Broken().render([USER])

@@ -9,7 +9,7 @@ from typing import Any
 
 from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
 
-__all__ = ["check_bool", "check_float", "check_int", "check_name", "check_path", "check_text"]
+__all__ = ["check_bool", "check_choice", "check_float", "check_int", "check_name", "check_path", "check_text"]
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
@@ -44,6 +44,16 @@ def check_bool(name: str, value: Any) -> bool:
     """``value``, which must be a bool."""
     if not isinstance(value, bool):
         raise ArgumentTypeError(f"{name}={value!r}: it is True or False, not {type(value).__name__}")
+    return value
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """``value``, which must be one of ``choices``, in value and in type."""
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        kind = (
+            InvalidArgumentError if type(value) in {type(choice) for choice in choices} else ArgumentTypeError
+        )
+        raise kind(f"{name}={value!r}: it is one of {', '.join(map(repr, choices))}")
     return value
 
 

@@ -1,4 +1,7 @@
-"""Bounds on grammars and templates that llama.cpp parses by recursion: beyond them its stack would overflow."""
+"""Bounds on grammars and templates that llama.cpp parses by recursion: beyond them its stack would overflow.
+
+What a template does when it runs is bounded natively, by ``native/bounds.cpp``.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ MAX_TEMPLATE = 128 * 1024
 _GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
 _REPEAT = re.compile(rb"(\x00+|.)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
 _TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
+_JSON_BRACKET = re.compile(r'"(?:\\.|[^"\\])*"?|([\[{])|([\]}])', re.DOTALL)
 _BLOCK = re.compile(rb"\{%[-+]?\s*(end)?(?:if|for|macro|call|filter|generation)\b")
 
 
@@ -82,6 +86,15 @@ def deepest(text: bytes, opening: bytes, closing: bytes) -> int:
             most = max(most, depth)
         elif byte in closing:
             depth -= 1
+    return most
+
+
+def deepest_json(text: str) -> int:
+    """How deep the brackets and braces of JSON text nest, those in strings left out."""
+    depth = most = 0
+    for opening, closing in _JSON_BRACKET.findall(text):
+        depth += bool(opening) - bool(closing)
+        most = max(most, depth)
     return most
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "NativeLibraryError",
     "NoSlotError",
     "OutOfMemoryError",
+    "ResponseParseError",
     "RowSamplingError",
     "SamplingError",
     "StateError",
@@ -193,6 +194,17 @@ class RowSamplingError(SamplingError):
         super().__init__(message)
         self.tokens = tokens
         self.failures = dict(failures or {})
+
+
+class ResponseParseError(LlamaRuntimeError, ValueError):
+    """A model's answer does not have the form that its chat template asks for.
+
+    ``position`` is the character at which it stops being that, or None where that is not known.
+    """
+
+    def __init__(self, message: str, position: int | None = None):
+        super().__init__(message)
+        self.position = position
 
 
 class StateError(LlamaRuntimeError, ValueError):

@@ -68,7 +68,12 @@ cdef extern from "llama_runner.h" nogil:
 
     ctypedef struct lr_chat:
         pass
-    lr_chat *lr_chat_new(const llama_model *model, const char *source, char **error)
+    enum lr_why:
+        LR_WHY_OK
+        LR_WHY_REFUSED
+        LR_WHY_EXCEEDED
+        LR_WHY_NO_STACK
+    int lr_chat_new(lr_chat **chat, const llama_model *model, const char *source, int64_t time_us, char **error)
     void lr_chat_free(lr_chat *chat)
     const char *lr_chat_source(const lr_chat *chat)
     char *lr_chat_apply(const lr_chat *chat, const char *request, char **error)
@@ -286,3 +291,18 @@ cdef extern from "llama_runner.h" nogil:
         bool every_row
         const char *no_shift
     void lr_capabilities_of(const llama_context *ctx, lr_capabilities *out) except +
+    int lr_chat_apply(const lr_chat *chat, const char *request, int64_t time_us, char **prompt, char **error)
+    int lr_chat_render(const lr_chat *chat, const char *request, int64_t time_us, char **description, char **error)
+    char *lr_chat_capabilities(const lr_chat *chat)
+
+    ctypedef struct lr_parser:
+        pass
+    int lr_parser_new(lr_parser **parser, const char *description, int64_t time_us, char **error)
+    void lr_parser_free(lr_parser *parser)
+    int lr_parser_parse(const lr_parser *parser, const char *text, size_t size, bool partial, int64_t time_us,
+                        char **message, int64_t *position, char **error)
+    int lr_parser_push(lr_parser *parser, const char *text, size_t size, bool last, int64_t time_us, char **deltas,
+                       int64_t *position, char **error)
+    char *lr_parser_message(const lr_parser *parser)
+
+    int lr_schema_to_grammar(const char *schema, int64_t time_us, char **grammar, char **notes, char **error)

@@ -24,6 +24,8 @@ from llama_runner._c.ggml cimport (
 from llama_runner._c.llama cimport llama_print_system_info
 from llama_runner._c.native cimport (
     LR_KINDS,
+    LR_WHY_NO_STACK,
+    LR_WHY_OK,
     lr_build_facts,
     lr_forked,
     lr_free,
@@ -109,6 +111,17 @@ cdef int check_process() except -1:
             "multiprocessing's 'spawn', or fork before the first Model"
         )
     return 0
+
+
+cdef int raise_for(int why, char *error, str what) except -1:
+    """Raise the typed error for the lr_why of a native call, and free `error`."""
+    problem = take_string(error)
+    lines = drain_log()
+    if why == LR_WHY_OK:
+        return 0
+    if why == LR_WHY_NO_STACK:
+        raise errors.OutOfMemoryError(problem).with_log(lines)
+    raise errors.InvalidArgumentError(f"{what}: {problem}").with_log(lines)
 
 
 cdef int enter_shared(lr_guard *guard, str what) except -1:

@@ -5,43 +5,58 @@ import re
 
 import cython
 
+from libc.stdint cimport int64_t
+
 from llama_runner._c.native cimport (
     lr_chat,
     lr_chat_apply,
+    lr_chat_capabilities,
     lr_chat_free,
     lr_chat_new,
+    lr_chat_render,
     lr_chat_source,
     lr_forked,
     lr_guard_end_shared,
 )
-from llama_runner.core._native cimport drain_log, enter_shared, take_string
+from llama_runner.core._native cimport enter_shared, raise_for, take_string
 from llama_runner.core.model cimport Model
 
 from llama_runner import errors
-from llama_runner._check import check_bool, check_text
-from llama_runner._syntax import check_template
+from llama_runner._check import check_bool, check_choice, check_float, check_text
+from llama_runner._schema import TYPES, check_schema, check_tools
+from llama_runner._syntax import MAX_DEPTH, check_grammar, check_template, deepest_json
+from llama_runner.chat_types import ChatPrompt
 
 # an escaped NUL in JSON text: the backslash is not itself escaped
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+MAX_REQUEST = 16 * 1024 * 1024
+TOOL_CHOICES = ("auto", "required", "none")
+REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
+CONTINUATIONS = (True, False, "content", "reasoning_content")
 
 
 @cython.no_gc_clear
 cdef class ChatTemplate:
     """A Jinja chat template, run by llama.cpp's ``common`` library (``common_chat_templates_init``).
 
-    ``source`` is Jinja text, or None for the model's own template. Raises ModelCapabilityError when the model has none,
-    InvalidArgumentError when the template cannot be parsed. Any thread may use it, several at once.
+    ``source`` is Jinja text, or None for the model's own template. A template is a program that comes with a file: each
+    call has ``timeout`` seconds of processor time and a bounded stack and memory, and ends in InvalidArgumentError beyond
+    them. Raises ModelCapabilityError when the model has no template, InvalidArgumentError when the template cannot be
+    parsed. Any thread may use it, several at once.
     """
 
     cdef lr_chat *ptr
+    cdef int64_t time_us
     cdef readonly Model model  # held: the template asks it for its special tokens
 
-    def __init__(self, Model model not None, source=None):
+    def __init__(self, Model model not None, source=None, *, timeout=10.0):
         cdef char *error = NULL
         cdef bytes text
         cdef const char *c_text = NULL
+        cdef int why
         if self.ptr != NULL:
             raise errors.InvalidArgumentError("this ChatTemplate is made already; make a new one")
+        self.time_us = int(check_float("timeout", timeout, 0.0, 86400.0) * 1e6)
         if source is None:
             own = model.chat_template()
             if own is not None:
@@ -53,13 +68,11 @@ cdef class ChatTemplate:
         enter_shared(model.guard, "model")
         try:
             model.check_open()
-            self.ptr = lr_chat_new(model.ptr, c_text, &error)
+            with nogil:
+                why = lr_chat_new(&self.ptr, model.ptr, c_text, self.time_us, &error)
         finally:
             lr_guard_end_shared(model.guard)
-        problem = take_string(error)
-        lines = drain_log()
-        if problem:
-            raise errors.InvalidArgumentError(f"the chat template cannot be parsed: {problem}").with_log(lines)
+        raise_for(why, error, "the chat template cannot be parsed")
         if self.ptr == NULL:
             raise errors.ModelCapabilityError(
                 f"{model.path} has no chat template: pass one as Jinja text, or use a plain prompt"
@@ -81,44 +94,149 @@ cdef class ChatTemplate:
         self.check_made()
         return lr_chat_source(self.ptr).decode("utf-8", "replace")
 
-    def apply(self, messages, *, tools=None, add_generation_prompt=True, enable_thinking=True, **template_kwargs):
-        """The prompt text for a list of OpenAI-style messages. Wraps ``common_chat_templates_apply``, without the GIL.
+    @property
+    def capabilities(self):
+        """What llama.cpp found the template to support, a dict of bools: tools, tool calls, parallel ones, a system role, …
 
-        ``tools`` is a list of OpenAI-style tool descriptions; ``add_generation_prompt`` ends the text where the
-        assistant's turn begins; other keywords reach the template as variables. Tokenize the result with
-        ``parse_special=True``. Raises InvalidArgumentError for messages that the template refuses.
+        Wraps ``common_chat_templates_get_caps``.
         """
-        cdef char *error = NULL
-        cdef char *prompt
         self.check_made()
-        request = {
-            "messages": list(messages),
-            "add_generation_prompt": check_bool("add_generation_prompt", add_generation_prompt),
-            "enable_thinking": check_bool("enable_thinking", enable_thinking),
-        }
-        if tools is not None:
-            request["tools"] = list(tools)
-        if template_kwargs:
-            request["template_kwargs"] = template_kwargs
-        try:
-            text = json.dumps(request, ensure_ascii=False)
-        except (TypeError, ValueError, RecursionError) as problem:
-            raise errors.ArgumentTypeError(f"messages and tools are JSON values: {problem}") from None
-        if ESCAPED_NUL.search(text):
-            raise errors.InvalidArgumentError("a message has a NUL character: no model reads it; remove it")
-        cdef bytes data = check_text("messages", text)
+        return json.loads(take_string(lr_chat_capabilities(self.ptr)) or "{}")
+
+    cdef str run(self, bint whole, dict request):
+        """The prompt, or everything (`whole`) as JSON text."""
+        cdef char *error = NULL
+        cdef char *result = NULL
+        cdef int why
+        cdef bytes data = encode_request(request)
         cdef const char *c_data = data
         enter_shared(self.model.guard, "model")
         try:
             self.model.check_open()
             with nogil:
-                prompt = lr_chat_apply(self.ptr, c_data, &error)
+                if whole:
+                    why = lr_chat_render(self.ptr, c_data, self.time_us, &result, &error)
+                else:
+                    why = lr_chat_apply(self.ptr, c_data, self.time_us, &result, &error)
         finally:
             lr_guard_end_shared(self.model.guard)
-        problem = take_string(error)
-        if prompt == NULL:
+        raise_for(why, error, "the chat template refused the messages")
+        return take_string(result)
+
+    def apply(self, messages, *, tools=None, add_generation_prompt=True, enable_thinking=True, **template_kwargs):
+        """The prompt text for a list of OpenAI-style messages. Wraps ``common_chat_templates_apply``, without the GIL.
+
+        ``tools`` is a list of OpenAI-style tool descriptions; ``add_generation_prompt`` ends the text where the
+        assistant's turn begins; other keywords reach the template as variables. Tokenize the result with
+        ``parse_special=True``. Raises InvalidArgumentError for messages that the template refuses. ``render`` gives
+        what is to be known about the answer as well.
+        """
+        self.check_made()
+        return self.run(
+            False, make_request(messages, tools, add_generation_prompt, enable_thinking, template_kwargs)
+        )
+
+    def render(
+        self,
+        messages,
+        *,
+        tools=None,
+        tool_choice="auto",
+        parallel_tool_calls=None,
+        json_schema=None,
+        grammar=None,
+        reasoning_format="auto",
+        enable_thinking=True,
+        add_generation_prompt=True,
+        continue_final_message=False,
+        template_kwargs=None,
+    ):
+        """The prompt as a ``ChatPrompt``: text, grammar, triggers, stops, and a parser for the answer.
+
+        Wraps ``common_chat_templates_apply``, without the GIL. ``messages`` and ``tools`` are as OpenAI has them;
+        ``tool_choice`` is ``"auto"``, ``"required"`` or ``"none"``; ``parallel_tool_calls`` None means as the template
+        can. ``json_schema`` (a dict) binds the content, see ``json_schema_to_grammar`` for what it may hold; ``grammar``
+        (GBNF) likewise, and not together with tools. ``reasoning_format`` ``"none"`` leaves reasoning in the content.
+        ``continue_final_message`` ends the prompt within the last message, an assistant's: True, or ``"content"`` or
+        ``"reasoning_content"`` for the part to go on with. Keywords in tools' parameters that a grammar cannot express
+        are left out. Raises InvalidArgumentError for what is refused; nothing is changed.
+        """
+        self.check_made()
+        request = make_request(messages, tools, add_generation_prompt, enable_thinking, template_kwargs or {})
+        request["tool_choice"] = check_choice("tool_choice", tool_choice, TOOL_CHOICES)
+        request["reasoning_format"] = check_choice("reasoning_format", reasoning_format, REASONING_FORMATS)
+        if parallel_tool_calls is None:
+            parallel_tool_calls = self.capabilities.get("supports_parallel_tool_calls", False)
+        request["parallel_tool_calls"] = check_bool("parallel_tool_calls", parallel_tool_calls)
+        if json_schema is not None and grammar is not None:
+            raise errors.InvalidArgumentError("json_schema and grammar: only one of them can bind the answer")
+        if json_schema is not None:
+            # upstream takes an empty schema for none
+            request["json_schema"] = check_schema(json_schema) or {"type": list(TYPES)}
+        if grammar is not None:
+            text = check_text("grammar", grammar)
+            check_grammar(text)
+            request["grammar"] = text.decode()
+        if check_choice("continue_final_message", continue_final_message, CONTINUATIONS) is not False:
+            check_continuation(request["messages"])
+            request["continue_final_message"] = continue_final_message
+            request["add_generation_prompt"] = False
+        found = json.loads(self.run(True, request))
+        if json_schema is not None and not tools and found["notes"]:
+            raise errors.InvalidArgumentError(f"json_schema: {found['notes'].strip()}")
+        if grammar is not None:  # upstream leaves one of the caller's own to the caller
+            found["grammar"] = request["grammar"]
+        return ChatPrompt.from_description(found)
+
+
+cdef dict make_request(messages, tools, add_generation_prompt, enable_thinking, template_kwargs):
+    request = {
+        "messages": list(messages),
+        "add_generation_prompt": check_bool("add_generation_prompt", add_generation_prompt),
+        "enable_thinking": check_bool("enable_thinking", enable_thinking),
+    }
+    for message in request["messages"]:
+        check_arguments(message)
+    if tools is not None:
+        request["tools"] = list(tools)
+        check_tools(request["tools"])
+    if template_kwargs:
+        request["template_kwargs"] = dict(template_kwargs)
+    return request
+
+
+cdef bytes encode_request(dict request):
+    try:
+        text = json.dumps(request, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise errors.ArgumentTypeError(f"messages and tools are JSON values: {problem}") from None
+    if ESCAPED_NUL.search(text):
+        raise errors.InvalidArgumentError("a message has a NUL character: no model reads it; remove it")
+    data = check_text("messages", text)
+    if len(data) > MAX_REQUEST:
+        raise errors.InvalidArgumentError(
+            f"messages and tools are {len(data)} bytes of JSON: at most {MAX_REQUEST}"
+        )
+    return data
+
+
+cdef int check_arguments(message) except -1:
+    """Arguments of earlier tool calls are JSON text, which the native side parses: it must not nest without end."""
+    calls = message.get("tool_calls") if isinstance(message, dict) else None
+    for call in calls if isinstance(calls, (list, tuple)) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, str) and deepest_json(arguments) > MAX_DEPTH:
             raise errors.InvalidArgumentError(
-                f"the chat template refused the messages: {problem}"
-            ).with_log(drain_log())
-        drain_log()
-        return take_string(prompt)
+                f"a tool call's arguments nest more than {MAX_DEPTH} levels: a message cannot hold them"
+            )
+    return 0
+
+
+cdef int check_continuation(list messages) except -1:
+    last = messages[len(messages) - 1] if messages else None  # no wraparound here
+    if not isinstance(last, dict) or last.get("role") != "assistant" or last.get("tool_calls"):
+        raise errors.InvalidArgumentError(
+            "continue_final_message: the last message must be the assistant's, and hold no tool calls"
+        )
+    return 0

@@ -1,10 +1,12 @@
 #include "llama_runner.h"
 
+#include "bounds.h"
 #include "chat.h"
 #include "json.h"
 #include "shared.h"
 
-#include <exception>
+#include <cstring>
+#include <functional>
 #include <string>
 
 struct lr_chat {
@@ -12,56 +14,201 @@ struct lr_chat {
     std::string               source;
 };
 
-lr_chat * lr_chat_new(const llama_model * model, const char * source, char ** error) {
+namespace {
+
+constexpr size_t MIB = 1024 * 1024;
+
+// A template of 128 KiB may hold some 60,000 operators in a row, which take up to 2 KiB of stack each.
+constexpr size_t TREE_STACK = 128 * MIB;
+
+// The memory, filled with one list in another, is taken apart again by destructors that recurse.
+lr_limits template_limits(size_t input_size, int64_t time_us) {
+    lr_limits limits;
+    limits.stack   = 16 * MIB;
+    limits.memory  = (int64_t) (96 * MIB + 32 * input_size);
+    limits.reserve = TREE_STACK + 2 * (size_t) limits.memory;
+    limits.time_us = time_us;
+    return limits;
+}
+
+// Upstream's test divides by what the template says, and a division by zero ends the process.
+void repair_builtins() {
+    static const bool once = [] {
+        const_cast<jinja::func_handler &>(jinja::global_builtins().at("test_is_divisibleby")) = [](const jinja::func_args & args) {
+            args.ensure_vals<jinja::value_int, jinja::value_int>();
+            const int64_t divisor = args.get_pos(1)->as_int();
+            if (divisor == 0) {
+                throw jinja::raised_exception("divisibleby(0): there is no division by zero");
+            }
+            const bool divides = divisor == -1 || args.get_pos(0)->as_int() % divisor == 0;
+            return jinja::value(jinja::mk_val<jinja::value_bool>(divides));
+        };
+        return true;
+    }();
+    (void) once;
+}
+
+int fail(lr_why failure, const std::string & message, char ** error) {
+    if (failure != LR_WHY_OK) {
+        *error = lr_copy_string(message);
+    }
+    return failure;
+}
+
+}  // namespace
+
+int lr_chat_new(lr_chat ** chat, const llama_model * model, const char * source, int64_t time_us, char ** error) {
+    *chat  = nullptr;
     *error = nullptr;
-    try {
+    std::string message;
+    repair_builtins();
+    const auto failure = lr_run_bounded(template_limits(0, time_us), [&] {
         auto templates = common_chat_templates_init(model, source ? source : "");
         // common falls back to ChatML where a model has no template; a guess is not what was asked for
-        if (!source && !common_chat_templates_was_explicit(templates.get())) {
-            return nullptr;
+        if (source || common_chat_templates_was_explicit(templates.get())) {
+            auto text = common_chat_templates_source(templates.get());
+            *chat     = new lr_chat{std::move(templates), std::move(text)};
+            lr_live_add(LR_CHAT, 1);
         }
-        auto source_text = common_chat_templates_source(templates.get());
-        auto * chat = new lr_chat{std::move(templates), std::move(source_text)};
-        lr_live_add(LR_CHAT, 1);
-        return chat;
-    } catch (const std::exception & e) {
-        *error = lr_copy_string(e.what());
-    } catch (...) {
-        *error = lr_copy_string("unknown C++ exception");
+    }, message);
+    if (failure != LR_WHY_OK) {
+        lr_chat_free(*chat);
+        *chat = nullptr;
     }
-    return nullptr;
+    return fail(failure, message, error);
 }
 
 void lr_chat_free(lr_chat * chat) {
-    lr_live_add(LR_CHAT, chat ? -1 : 0);
-    delete chat;
+    if (!chat) {
+        return;
+    }
+    lr_live_add(LR_CHAT, -1);
+    // a syntax tree is as deep as the template has operators in a row, and is taken apart by recursion
+    std::string ignored;
+    const lr_limits limits{0, TREE_STACK, INT64_MAX / 2, INT64_MAX / 2};
+    lr_run_bounded(limits, [&] { delete chat; }, ignored);  // without a stack for it, it stays in memory
 }
 
 const char * lr_chat_source(const lr_chat * chat) {
     return chat->source.c_str();
 }
 
-char * lr_chat_apply(const lr_chat * chat, const char * request, char ** error) {
-    *error = nullptr;
-    try {
-        const auto json = common_json::parse(request);
-        common_chat_templates_inputs inputs;
-        inputs.messages              = common_chat_msgs_parse_oaicompat(json.at("messages"));
-        inputs.add_generation_prompt = json.at("add_generation_prompt").get<bool>();
-        inputs.enable_thinking       = json.at("enable_thinking").get<bool>();
-        if (json.contains("tools")) {
-            inputs.tools = common_chat_tools_parse_oaicompat(json.at("tools"));
-        }
-        if (json.contains("template_kwargs")) {
-            for (const auto & item : json.at("template_kwargs").items()) {
-                inputs.chat_template_kwargs[item.key()] = item.value().dump();
-            }
-        }
-        return lr_copy_string(common_chat_templates_apply(chat->templates.get(), inputs).prompt);
-    } catch (const std::exception & e) {
-        *error = lr_copy_string(e.what());
-    } catch (...) {
-        *error = lr_copy_string("unknown C++ exception");
+namespace {
+
+common_chat_templates_inputs parse_request(const common_json & request) {
+    common_chat_templates_inputs inputs;
+    inputs.messages              = common_chat_msgs_parse_oaicompat(request.at("messages"));
+    inputs.add_generation_prompt = request.at("add_generation_prompt").get<bool>();
+    inputs.enable_thinking       = request.at("enable_thinking").get<bool>();
+    if (request.contains("tools")) {
+        inputs.tools = common_chat_tools_parse_oaicompat(request.at("tools"));
     }
-    return nullptr;
+    if (request.contains("template_kwargs")) {
+        for (const auto & item : request.at("template_kwargs").items()) {
+            inputs.chat_template_kwargs[item.key()] = item.value().dump();
+        }
+    }
+    if (request.contains("tool_choice")) {
+        inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(request.at("tool_choice").get<std::string>());
+    }
+    if (request.contains("parallel_tool_calls")) {
+        inputs.parallel_tool_calls = request.at("parallel_tool_calls").get<bool>();
+    }
+    if (request.contains("reasoning_format")) {
+        inputs.reasoning_format = common_reasoning_format_from_name(request.at("reasoning_format").get<std::string>());
+    }
+    if (request.contains("json_schema")) {
+        inputs.json_schema = request.at("json_schema").dump();
+    }
+    if (request.contains("grammar")) {
+        inputs.grammar = request.at("grammar").get<std::string>();
+    }
+    if (request.contains("continue_final_message")) {
+        inputs.continue_final_message = common_chat_continuation_parse(request.at("continue_final_message"));
+    }
+    return inputs;
+}
+
+const char * trigger_name(common_grammar_trigger_type type) {
+    switch (type) {
+        case COMMON_GRAMMAR_TRIGGER_TYPE_TOKEN:        return "token";
+        case COMMON_GRAMMAR_TRIGGER_TYPE_WORD:         return "word";
+        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN:      return "pattern";
+        case COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN_FULL: return "pattern_full";
+    }
+    return "";
+}
+
+std::string describe(const common_chat_params & params, bool continues) {
+    auto triggers = common_json::array();
+    for (const auto & trigger : params.grammar_triggers) {
+        triggers.push_back({
+            {"type",  trigger_name(trigger.type)},
+            {"value", trigger.value             },
+            {"token", trigger.token             },
+        });
+    }
+    const common_json parser{
+        {"format",            (int) params.format     },
+        {"generation_prompt", params.generation_prompt},
+        {"continues",         continues               },
+        {"arena",             params.parser           },
+    };
+    const common_json description{
+        {"prompt",             params.prompt                          },
+        {"grammar",            params.grammar                         },
+        {"grammar_lazy",       params.grammar_lazy                    },
+        {"grammar_triggers",   triggers                               },
+        {"preserved_tokens",   params.preserved_tokens                },
+        {"additional_stops",   params.additional_stops                },
+        {"format",             common_chat_format_name(params.format) },
+        {"generation_prompt",  params.generation_prompt               },
+        {"supports_thinking",  params.supports_thinking               },
+        {"thinking_start_tag", params.thinking_start_tag              },
+        {"thinking_end_tags",  params.thinking_end_tags               },
+        {"message_delimiters", params.message_delimiters.to_json()    },
+        {"parser",             parser.dump_safe()                     },
+        {"notes",              lr_take_notes()                        },
+    };
+    return description.dump_safe();
+}
+
+// Renders and hands the result to `take`, all of it under the bounds.
+int render(const lr_chat * chat, const char * request, int64_t time_us,
+           const std::function<void(const common_chat_params &, const common_chat_templates_inputs &)> & take, char ** error) {
+    *error = nullptr;
+    std::string message;
+    const auto failure = lr_run_bounded(template_limits(strlen(request), time_us), [&] {
+        const auto inputs = parse_request(common_json::parse(request));
+        take(common_chat_templates_apply(chat->templates.get(), inputs), inputs);
+    }, message);
+    return fail(failure, message, error);
+}
+
+}  // namespace
+
+int lr_chat_apply(const lr_chat * chat, const char * request, int64_t time_us, char ** prompt, char ** error) {
+    std::string result;
+    const int   why = render(chat, request, time_us, [&](const common_chat_params & params, const auto &) {
+        result = params.prompt;
+    }, error);
+    *prompt = why == LR_WHY_OK ? lr_copy_string(result) : nullptr;
+    return why;
+}
+
+int lr_chat_render(const lr_chat * chat, const char * request, int64_t time_us, char ** description, char ** error) {
+    std::string result;
+    const int   why = render(chat, request, time_us, [&](const common_chat_params & params, const auto & inputs) {
+        result = describe(params, inputs.continue_final_message != COMMON_CHAT_CONTINUATION_NONE);
+    }, error);
+    *description = why == LR_WHY_OK ? lr_copy_string(result) : nullptr;
+    return why;
+}
+
+char * lr_chat_capabilities(const lr_chat * chat) {
+    try {
+        return lr_copy_string(common_json(common_chat_templates_get_caps(chat->templates.get())).dump());
+    } catch (...) {
+        return nullptr;
+    }
 }

@@ -90,15 +90,56 @@ LR_API size_t lr_kv_bytes_per_cell(const struct llama_model * model, enum ggml_t
 
 typedef struct lr_chat lr_chat;
 
-// `source` is a Jinja template, or NULL for the model's own. Returns NULL with *error set on failure; *error stays NULL
-// when the model has no template.
-LR_API lr_chat *    lr_chat_new(const struct llama_model * model, const char * source, char ** error);
+// Why a call below did not do it; *error (lr_free it) says more.
+enum lr_why {
+    LR_WHY_OK       = 0,
+    LR_WHY_REFUSED  = 1,  // llama.cpp's own error
+    LR_WHY_EXCEEDED = 2,  // a bound on stack, processor time or memory was reached
+    LR_WHY_NO_STACK = 3,  // the machine has no stack of the size that is needed
+};
+
+// `source` is a Jinja template, or NULL for the model's own; *chat stays NULL when the model has none. `time_us` bounds
+// the processor time of this call.
+LR_API int          lr_chat_new(lr_chat ** chat, const struct llama_model * model, const char * source, int64_t time_us,
+                                char ** error);
 LR_API void         lr_chat_free(lr_chat * chat);
 LR_API const char * lr_chat_source(const lr_chat * chat);
 
 // `request`: {"messages": [...], "tools": [...], "add_generation_prompt": bool, "enable_thinking": bool,
-// "template_kwargs": {...}} with OpenAI's message form. Returns the rendered prompt or NULL with *error set.
-LR_API char * lr_chat_apply(const lr_chat * chat, const char * request, char ** error);
+// "template_kwargs": {...}} with OpenAI's message form, and optionally "tool_choice", "parallel_tool_calls", "json_schema",
+// "grammar", "reasoning_format", "continue_final_message". *prompt is the rendered text.
+LR_API int lr_chat_apply(const lr_chat * chat, const char * request, int64_t time_us, char ** prompt, char ** error);
+
+// The same, with everything that common_chat_params says, as a JSON object.
+LR_API int lr_chat_render(const lr_chat * chat, const char * request, int64_t time_us, char ** description, char ** error);
+
+// What upstream found the template able to do, as a JSON object of bools; NULL when memory is out.
+LR_API char * lr_chat_capabilities(const lr_chat * chat);
+
+// --- chat_parser.cpp: from a model's answer to content, reasoning and tool calls -----------------
+
+typedef struct lr_parser lr_parser;
+
+// `description` is the "parser" of lr_chat_render. One thread at a time for a push; any number for the rest.
+LR_API int  lr_parser_new(lr_parser ** parser, const char * description, int64_t time_us, char ** error);
+LR_API void lr_parser_free(lr_parser * parser);
+
+// *message: {"content", "reasoning_content", "tool_calls": [{"name", "arguments", "id"}]}. *position is the byte of `text`
+// where an answer of another form was given up, or -1.
+LR_API int lr_parser_parse(const lr_parser * parser, const char * text, size_t size, bool partial, int64_t time_us,
+                           char ** message, int64_t * position, char ** error);
+
+// Appends `text` to the answer; *deltas is a list of {"content"}, {"reasoning_content"} or {"index", "name", "arguments", "id"}.
+// Bytes of a character that is not complete wait for the next call, unless this is the last. After a failure the text is
+// kept, and what was given out stays as it was.
+LR_API int    lr_parser_push(lr_parser * parser, const char * text, size_t size, bool last, int64_t time_us, char ** deltas,
+                             int64_t * position, char ** error);
+LR_API char * lr_parser_message(const lr_parser * parser);  // what the deltas add up to; NULL when memory is out
+
+// --- schema.cpp: JSON schema to grammar ----------------------------------------------------------
+
+// *notes says what the converter left out, or is empty.
+LR_API int lr_schema_to_grammar(const char * schema, int64_t time_us, char ** grammar, char ** notes, char ** error);
 
 // --- context.cpp: what a context is like ---------------------------------------------------------
 

@@ -45,25 +45,30 @@ struct log_tap {
 };
 thread_local log_tap tap;
 
-// What the calling thread caused, for its exception: another thread may have passed the line on to Python by then.
-thread_local std::deque<std::string> mine;
-thread_local bool                    mine_goes_on = false;
+// What a thread caused, for its exception: another thread may have passed the line on to Python by then.
+struct author_lines {
+    std::thread::id         thread = std::this_thread::get_id();
+    std::deque<std::string> lines;
+    bool                    goes_on = false;
 
-void keep_mine(ggml_log_level level, const char * text) {
-    if (level == GGML_LOG_LEVEL_CONT) {
-        if (mine_goes_on && !mine.empty()) {
-            mine.back() += text;
+    void keep(ggml_log_level level, const char * text) {
+        if (level == GGML_LOG_LEVEL_CONT) {
+            if (goes_on && !lines.empty()) {
+                lines.back() += text;
+            }
+            return;
         }
-        return;
-    }
-    mine_goes_on = level >= GGML_LOG_LEVEL_WARN;
-    if (mine_goes_on) {
-        mine.push_back(text);
-        if (mine.size() > MINE_CAPACITY) {
-            mine.pop_front();
+        goes_on = level >= GGML_LOG_LEVEL_WARN;
+        if (goes_on) {
+            lines.push_back(text);
+            if (lines.size() > MINE_CAPACITY) {
+                lines.pop_front();
+            }
         }
     }
-}
+};
+thread_local author_lines   own;
+thread_local author_lines * author = &own;
 
 char * copy_line(std::string & text) {
     while (!text.empty() && (text.back() == '\n' || text.back() == ' ')) {
@@ -84,6 +89,14 @@ void lr_tap_log(lr_tap_fn call, void * user_data) {
     tap = {call, user_data};
 }
 
+void * lr_log_author() {
+    return author;
+}
+
+void lr_log_write_as(void * other) {
+    author = static_cast<author_lines *>(other);
+}
+
 void lr_log_line(ggml_log_level level, const char * text) {
     if (tap.call) {
         tap.call(level, text, tap.user_data);
@@ -95,9 +108,9 @@ void lr_log_line(ggml_log_level level, const char * text) {
     if (lr_forked()) {  // the lock may have been held as the process forked
         return;
     }
-    keep_mine(level, text);
+    author->keep(level, text);
     std::lock_guard<std::mutex> lock(store.mutex);
-    const auto self = std::this_thread::get_id();
+    const auto self = author->thread;
     if (level == GGML_LOG_LEVEL_CONT) {
         // the continuation of a line that was dropped is dropped with it
         if (!store.lines.empty() && store.lines.back().thread == self) {
@@ -156,11 +169,11 @@ int lr_log_pop(char ** text) {
 }
 
 char * lr_log_pop_mine(void) {
-    if (mine.empty()) {
+    if (own.lines.empty()) {
         return nullptr;
     }
-    std::string line = std::move(mine.front());
-    mine.pop_front();
+    std::string line = std::move(own.lines.front());
+    own.lines.pop_front();
     return copy_line(line);
 }
 

@@ -4,6 +4,7 @@
 #include "ggml.h"
 
 #include <string>
+#include <thread>
 
 // A malloc'ed, NUL-terminated copy; NULL when memory is out.
 char * lr_copy_string(const std::string & text);
@@ -18,3 +19,7 @@ void lr_note_start();
 // unwinds through llama.cpp to whoever called that. NULL ends it.
 using lr_tap_fn = void (*)(ggml_log_level level, const char * text, void * user_data);
 void lr_tap_log(lr_tap_fn tap, void * user_data);
+
+// Whose lines those of the calling thread are: its own, until it works for another, which waits for it meanwhile.
+void * lr_log_author();
+void   lr_log_write_as(void * author);
