@@ -56,8 +56,7 @@ cdef frozenset UNCHECKED = frozenset({"token_embd.weight", "per_layer_token_embd
 # whose search for the nearest grid point ends the process when it meets an overflow
 cdef frozenset GRIDS = frozenset({"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"})
 BLOCK = re.compile(r"blk\.(\d{1,6})\.")
-cdef double MAX_WEIGHT = 1e6
-cdef double MAX_IMPORTANCE = 1e15
+cdef double MAX_WEIGHT = 1e5  # squares of 256 cubes stay finite; F16 has none beyond it
 cdef int64_t MAX_BUFFER = 8 << 30  # elements of a buffer are counted in 32 bits beyond it
 cdef int MAX_THREADS = 512
 
@@ -184,7 +183,8 @@ def quantize(
     imatrix : the importance of each input of a tensor: a mapping from tensor name to a float32 array of one value a
         column, times the experts. The IQ1, IQ2 and IQ3_XXS types, and Q2_K_S, cannot do without.
     kv_overrides : metadata to write in place of the file's, as for ``Model``.
-    prune_layers : indices of layers to leave out. allow_requantize : take quantized tensors as a source.
+    prune_layers : indices of layers to leave out.
+    allow_requantize : take quantized tensors as a source; to the IQ1, IQ2 and IQ3 types with one thread.
     quantize_output_tensor : False keeps ``output.weight`` as it is. only_copy : keep all as they are; joins a split model.
     pure : ``type`` for all tensors, without the mixture that is known to be better. keep_split : as many parts as before.
     dry_run : write nothing, and return what would have been. max_buf_size : most bytes of rows in memory, up to 8 GiB.
@@ -243,6 +243,8 @@ def quantize(
             name in GRIDS for _, name in patterns
         ):
             check_magnitudes(source)
+            if any(tensor.type not in ("F32", "F16", "BF16") for tensor in tensors):
+                job.c.nthread = 1  # scales of a hostile file have no bound: on this thread an assertion can be caught
     job.callback = progress
     job.n_tensors = len(tensors)
     targets = check_output(source, check_path(output), keep_split, overwrite or dry_run)
@@ -320,6 +322,8 @@ cdef object failure(source, list lines):
         ).with_log(lines)
     if "invalid data" in text:
         return errors.ModelFormatError(f"{path} has weights that are no numbers").with_log(lines)
+    if "data validation failed" in text:
+        return errors.ModelFormatError(f"{path} has weights that are too large for that type").with_log(lines)
     if "no tensor type fallback" in text or "cannot dequantize" in text or "unsupported for integer" in text:
         return errors.ModelCapabilityError(f"{path} cannot be quantized to that type").with_log(lines)
     if "iostream" in text or "basic_ios" in text or "failbit" in text:
@@ -442,9 +446,10 @@ cdef dict check_imatrix(list tensors, imatrix):
                 f"imatrix[{name!r}] has {array.size} values: it has one for each column of the tensor, times the experts"
                 + (f", here {shape[0] * (shape[2] if len(shape) > 2 else 1)}" if shape else "")
             )
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= MAX_IMPORTANCE):
-            raise errors.InvalidArgumentError(f"imatrix[{name!r}]: all values must be from 0 to {MAX_IMPORTANCE:g}")
-        arrays[name] = array
+        if not (np.isfinite(array).all() and array.min() >= 0):
+            raise errors.InvalidArgumentError(f"imatrix[{name!r}]: all values must be finite and at least 0")
+        # only their ratios count; by a power of two nothing is rounded, and squares of sums stay finite
+        arrays[name] = np.ldexp(array, -np.frexp(array.max())[1])
     return arrays
 
 
@@ -483,13 +488,8 @@ cdef int check_magnitudes(source) except -1:
 
 
 cdef int check_magnitude(file, str path, offset, tensor) except -1:
-    if tensor.type in ("MXFP4", "NVFP4"):
-        raise errors.ModelCapabilityError(
-            f"{path}: {tensor.name} is of type {tensor.type}, whose values have no bound: the IQ1, IQ2 and IQ3 types cannot "
-            "be made of it"
-        )
     width = {"F32": 4, "BF16": 2}.get(tensor.type)
-    if width is None:  # of the others no value is beyond 1e8
+    if width is None:
         return 0
     file.seek(offset)
     left = tensor.n_bytes
