@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
-#include <limits>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -18,8 +18,7 @@
 
 namespace {
 
-constexpr int   LANES   = 16;  // independent sums and maxima, which compilers turn into vectors without -ffast-math
-constexpr float LOWEST  = -std::numeric_limits<float>::infinity();
+constexpr int     LANES = 16;       // independent sums, which compilers turn into vectors without -ffast-math
 constexpr int64_t BLOCK = 1 << 19;  // elements that are worth a thread of their own
 
 uint32_t bits_of(float x) {
@@ -28,33 +27,20 @@ uint32_t bits_of(float x) {
     return bits;
 }
 
-// The largest value; *nan is set where there is one that is no number.
+// The largest value; *nan is set where there is one that is no number. In integers that are ordered as the floats are,
+// NaN above and below both infinities: compilers make vectors of that.
 LR_CLONES float row_max(const float * x, int64_t n, bool * nan) {
-    float    best[LANES];
-    uint32_t odd[LANES];
-    for (int j = 0; j < LANES; ++j) {
-        best[j] = LOWEST;
-        odd[j]  = 0;
+    int32_t high = INT32_MIN, low = INT32_MAX;
+    for (int64_t i = 0; i < n; ++i) {
+        const int32_t bits = (int32_t) bits_of(x[i]);
+        const int32_t key  = bits ^ ((bits >> 31) & 0x7fffffff);
+        high               = key > high ? key : high;
+        low                = key < low ? key : low;
     }
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (int j = 0; j < LANES; ++j) {
-            const float v = x[i + j];
-            best[j]       = v > best[j] ? v : best[j];
-            odd[j] |= v != v;
-        }
-    }
-    for (; i < n; ++i) {
-        best[0] = x[i] > best[0] ? x[i] : best[0];
-        odd[0] |= x[i] != x[i];
-    }
-    uint32_t any = 0;
-    float    max = LOWEST;
-    for (int j = 0; j < LANES; ++j) {
-        any |= odd[j];
-        max = best[j] > max ? best[j] : max;
-    }
-    *nan = any != 0;
+    *nan = high > 0x7f800000 || low < -0x7f800001;
+    const int32_t bits = high ^ ((high >> 31) & 0x7fffffff);
+    float         max;
+    memcpy(&max, &bits, sizeof(max));
     return max;
 }
 
