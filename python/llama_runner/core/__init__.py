@@ -1,6 +1,6 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -25,6 +25,7 @@ except ImportError as error:
 
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
+from llama_runner.core.chat_parser import ChatParser
 from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
@@ -34,6 +35,7 @@ from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
+    "ChatParser",
     "ChatTemplate",
     "Context",
     "Memory",

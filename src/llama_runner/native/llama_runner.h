@@ -120,8 +120,8 @@ typedef struct lr_parser lr_parser;
 LR_API int  lr_parser_new(lr_parser ** parser, const char * description, int64_t time_us, char ** error);
 LR_API void lr_parser_free(lr_parser * parser);
 
-// *message: {"content", "reasoning_content", "tool_calls": [{"name", "arguments", "id"}]}. *position is the byte of `text`
-// where an answer of another form was given up, or -1.
+// *message: {"content", "reasoning_content", "tool_calls": [{"name", "arguments", "id"}]}. *position is the
+// character of `text` from which on it has another form, or -1.
 LR_API int lr_parser_parse(const lr_parser * parser, const char * text, size_t size, bool partial, int64_t time_us,
                            char ** message, int64_t * position, char ** error);
 
@@ -136,6 +136,9 @@ LR_API char * lr_parser_message(const lr_parser * parser);  // what the deltas a
 
 // *notes says what the converter left out, or is empty.
 LR_API int lr_schema_to_grammar(const char * schema, int64_t time_us, char ** grammar, char ** notes, char ** error);
+
+// Whether llama.cpp can parse a grammar. One that repeats backwards must have been refused before.
+LR_API int lr_grammar_check(const char * grammar, int64_t time_us, char ** error);
 
 #ifdef __cplusplus
 }
