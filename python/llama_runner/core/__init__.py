@@ -1,6 +1,7 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
 ``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
+``ChatParser``, ``json_schema_to_grammar``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -30,6 +31,7 @@ from llama_runner.core.context import Context
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.sampler import SamplerChain
+from llama_runner.core.schema import json_schema_to_grammar
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.vocab import Vocab
 
@@ -45,5 +47,6 @@ __all__ = [
     "Vocab",
     "build_facts",
     "devices",
+    "json_schema_to_grammar",
     "system_info",
 ]
