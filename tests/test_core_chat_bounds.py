@@ -77,7 +77,8 @@ def run():
     for name, source in json.load(sys.stdin).items():
         print(json.dumps(["start", name]), flush=True)
         try:
-            result = ["done", ChatTemplate(model, source, timeout=float(sys.argv[3])).apply([{"role": "user", "content": "hi"}])[:20]]
+            template = ChatTemplate(model, source, timeout=float(sys.argv[3]))
+            result = ["done", template.apply([{"role": "user", "content": "hi"}])[:20]]
         except errors.InvalidArgumentError as error:
             result = ["refused", str(error)]
         print(json.dumps([name, *result]), flush=True)

@@ -1,7 +1,7 @@
 """Which JSON schemas llama.cpp's converter turns into a grammar that keeps them, and which it would misread or die of.
 
-The converter looks at a node's keywords in a fixed order and passes over the rest without a word. ``check_schema`` follows
-that order and names what would be passed over.
+The converter looks at a node's keywords in a fixed order and passes over the rest without a word. ``check_schema``
+follows that order and names what would be passed over.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from llama_runner._syntax import MAX_COUNT
 from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
 
-__all__ = ["check_schema", "check_tools"]
+__all__ = ["check_any_schema", "check_schema", "check_tools"]
 
 MAX_DEPTH = 64
 MAX_NODES = 20_000
-MAX_REPEAT = 2000  # beyond it llama.cpp's grammars take a count for unbounded
 MAX_INTEGER = 10**15  # the converter writes numbers of up to 16 digits
 MAX_NAME = 100  # a name's characters nest as deep in the grammar of "any other name"
 
 Schema = dict[str, Any]
 
-ANNOTATIONS = frozenset(
-    "title description default examples deprecated readOnly writeOnly $schema $id $comment $anchor $defs definitions"
-    " contentEncoding contentMediaType".split()
-)
+ANNOTATIONS = frozenset({
+    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$schema", "$id", "$comment",
+    "$anchor", "$defs", "definitions", "contentEncoding", "contentMediaType",
+})  # fmt: skip
 COMPOSITE = ("oneOf", "anyOf")
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 STRING_FORMATS = re.compile(r"date|time|date-time|uuid[1-5]?")
@@ -43,8 +43,8 @@ USED = {
 }
 # what says nothing when it has this value
 NEUTRAL = {
-    "uniqueItems": False, "minItems": 0, "minLength": 0, "minProperties": 0, "required": [], "additionalProperties": True,
-    "additionalItems": True, "unevaluatedProperties": True, "unevaluatedItems": True,
+    "uniqueItems": False, "minItems": 0, "minLength": 0, "minProperties": 0, "required": [],
+    "additionalProperties": True, "additionalItems": True, "unevaluatedProperties": True, "unevaluatedItems": True,
 }  # fmt: skip
 
 
@@ -57,6 +57,11 @@ def check_schema(schema: Any, strict: bool = True) -> Schema:
             raise InvalidArgumentError(f"the schema is no JSON text: {error}") from None
     checker = _Checker(schema, strict)
     return checker.checked
+
+
+def check_any_schema(schema: Any) -> Schema:
+    """``check_schema`` for where an empty schema is taken for none: one that says that anything fits."""
+    return check_schema(schema) or {"type": list(TYPES)}
 
 
 def check_tools(tools: list[Any]) -> None:
@@ -78,9 +83,17 @@ class _Checker:
             raise self.problem("#", "false fits no value")
         if not isinstance(schema, (dict, bool)):
             raise ArgumentTypeError(f"a schema is a dict, a bool or JSON text, not {type(schema).__name__}")
-        self.checked = self.plain(schema if schema is not True else {}, "#", 0)
-        self.check_node(self.checked, "#", 0)
-        self.check_recursion()
+        try:
+            self.checked = self.plain(schema if schema is not True else {}, "#", 0)
+            # what has no end comes before what would only be passed over
+            self.strict = False
+            self.check_node(self.checked, "#", 0)
+            self.check_recursion()
+            self.strict = strict
+            if strict:
+                self.check_node(self.checked, "#", 0)
+        except RecursionError:
+            raise self.problem("#", "its references recurse too deeply") from None
 
     def problem(self, path: str, what: str) -> InvalidArgumentError:
         return InvalidArgumentError(f"the schema at {path}: {what}")
@@ -254,8 +267,8 @@ class _Checker:
     def check_counts(self, node: Schema, low: str, high: str, path: str) -> None:
         for key in (low, high):
             count = node.get(key, 0)
-            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_REPEAT:
-                raise self.problem(path, f"{key}={count!r}: a grammar counts from 0 to {MAX_REPEAT}")
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
+                raise self.problem(path, f"{key}={count!r}: a grammar counts from 0 to {MAX_COUNT}")
         if high in node and node.get(low, 0) > node[high]:
             raise self.problem(path, f"{low}={node[low]} is more than {high}={node[high]}")
 
@@ -358,10 +371,10 @@ class _Checker:
 def has_type(value: Any, kind: Any) -> bool:
     """Whether a JSON value is of a schema's type."""
     if isinstance(value, bool):
-        return kind == "boolean"
+        return bool(kind == "boolean")
     if isinstance(value, int):
         return kind in ("integer", "number")
     if isinstance(value, float):
         return kind == "number" or (kind == "integer" and value.is_integer())
     names = {str: "string", list: "array", dict: "object", type(None): "null"}
-    return kind == names[type(value)]
+    return bool(kind == names[type(value)])

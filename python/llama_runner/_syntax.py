@@ -6,11 +6,12 @@ What a template does when it runs is bounded natively, by ``native/bounds.cpp``.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from llama_runner._check import check_text
 from llama_runner.errors import InvalidArgumentError
 
-__all__ = ["check_grammar", "check_template", "check_trigger"]
+__all__ = ["check_arguments", "check_grammar", "check_repeats", "check_template", "check_trigger"]
 
 MAX_DEPTH = 200
 MAX_RULES = 10_000
@@ -23,6 +24,7 @@ MAX_TEMPLATE = 128 * 1024
 # what is no structure: literals, character classes, comments
 _GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
 _REPEAT = re.compile(rb"(\x00+|.)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
+_COUNTS = re.compile(rb"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
 _TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _JSON_BRACKET = re.compile(r'"(?:\\.|[^"\\])*"?|([\[{])|([\]}])', re.DOTALL)
 _BLOCK = re.compile(rb"\{%[-+]?\s*(end)?(?:if|for|macro|call|filter|generation)\b")
@@ -66,6 +68,14 @@ def check_trigger(index: int, text: object) -> bytes:
     return pattern
 
 
+def check_repeats(text: bytes) -> None:
+    """Refuse a GBNF grammar with a count beyond 2000, which llama.cpp would take for any count."""
+    for counts in _COUNTS.findall(_GRAMMAR_TEXT.sub(b"", text)):
+        for count in counts:
+            if count and int(count[:30]) > MAX_REPEAT:
+                raise InvalidArgumentError(f"the grammar repeats {count.decode()} times: at most {MAX_REPEAT}")
+
+
 def check_template(text: bytes) -> None:
     """Refuse a Jinja template that is empty, longer than 128 KiB, or nested too deeply."""
     if not text:
@@ -96,6 +106,19 @@ def deepest_json(text: str) -> int:
         depth += bool(opening) - bool(closing)
         most = max(most, depth)
     return most
+
+
+def check_arguments(messages: list[Any]) -> None:
+    """Refuse messages whose tool calls have arguments, JSON text that the native side parses, that nest without end."""
+    for message in messages:
+        calls = message.get("tool_calls") if isinstance(message, dict) else None
+        for call in calls if isinstance(calls, (list, tuple)) else ():
+            function = call.get("function") if isinstance(call, dict) else None
+            arguments = function.get("arguments") if isinstance(function, dict) else None
+            if isinstance(arguments, str) and deepest_json(arguments) > MAX_DEPTH:
+                raise InvalidArgumentError(
+                    f"a tool call's arguments nest more than {MAX_DEPTH} levels: a message cannot hold them"
+                )
 
 
 def deepest_block(text: bytes) -> int:

@@ -1,4 +1,4 @@
-"""What chat templates give and what models answer: prompts, messages, tool calls, and what changes while they stream."""
+"""What chat templates give and what models answer: prompts, messages, tool calls, and the deltas of a stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ChatDelta", "ChatMessage", "ChatPrompt", "GrammarTrigger", "MessageD
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GrammarTrigger:
-    """What switches a lazy grammar on: a word, a token, or a regular expression (``pattern_full``: over all of the text)."""
+    """What switches a lazy grammar on: a word, a token, or a regular expression (``pattern_full``: of all the text)."""
 
     type: Literal["word", "token", "pattern", "pattern_full"]
     value: str
@@ -102,7 +102,7 @@ class ChatPrompt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call that a model asks for. ``arguments`` is JSON text as the model wrote it: parse it before you trust it."""
+    """One call that a model asks for. ``arguments`` is JSON text as the model wrote it, and may be none."""
 
     name: str
     arguments: str

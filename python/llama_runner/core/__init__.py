@@ -6,6 +6,8 @@
 ``Detokenizer``.
 ``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
 ``LoraAdapter``, ``ControlVector``, ``Capabilities``.
+``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
+``ChatParser``, ``json_schema_to_grammar``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -34,6 +36,7 @@ from llama_runner.cells import CellAccount, CellTable
 from llama_runner.core.batch import Batch
 from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.chat import ChatTemplate
+from llama_runner.core.chat_parser import ChatParser
 from llama_runner.core.context import Context
 from llama_runner.core.estimate import estimate_memory
 from llama_runner.core.detokenizer import Detokenizer
@@ -47,6 +50,7 @@ from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
 from llama_runner.core.state import DeviceState
 from llama_runner.core.splits import split_path, split_prefix
+from llama_runner.core.schema import json_schema_to_grammar
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.token_attr import TokenAttr
 from llama_runner.core.vocab import Vocab
@@ -56,6 +60,7 @@ __all__ = [
     "CellAccount",
     "CellTable",
     "Capabilities",
+    "ChatParser",
     "ChatTemplate",
     "Context",
     "ContextPerf",
@@ -81,6 +86,7 @@ __all__ = [
     "quantize",
     "split_path",
     "split_prefix",
+    "json_schema_to_grammar",
     "system_info",
     "top_logprobs",
 ]

@@ -7,8 +7,6 @@ from llama_runner.chat_types import ChatPrompt
 from llama_runner.core.model import Model
 from llama_runner.core.vocab import _Text
 
-MAX_REQUEST: int
-
 @disjoint_base
 class ChatTemplate:
     def __init__(self, model: Model, source: _Text | None = None, *, timeout: float = 10.0) -> None: ...

@@ -306,3 +306,4 @@ cdef extern from "llama_runner.h" nogil:
     char *lr_parser_message(const lr_parser *parser)
 
     int lr_schema_to_grammar(const char *schema, int64_t time_us, char **grammar, char **notes, char **error)
+    int lr_grammar_check(const char *grammar, int64_t time_us, char **error)

@@ -23,16 +23,16 @@ from llama_runner.core.model cimport Model
 
 from llama_runner import errors
 from llama_runner._check import check_bool, check_choice, check_float, check_text
-from llama_runner._schema import TYPES, check_schema, check_tools
-from llama_runner._syntax import MAX_DEPTH, check_grammar, check_template, deepest_json
+from llama_runner._schema import check_any_schema, check_tools
+from llama_runner._syntax import check_arguments, check_grammar, check_template
 from llama_runner.chat_types import ChatPrompt
 
 # an escaped NUL in JSON text: the backslash is not itself escaped
 ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
-MAX_REQUEST = 16 * 1024 * 1024
-TOOL_CHOICES = ("auto", "required", "none")
-REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
-CONTINUATIONS = (True, False, "content", "reasoning_content")
+cdef object MAX_REQUEST = 16 * 1024 * 1024
+cdef tuple TOOL_CHOICES = ("auto", "required", "none")
+cdef tuple REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
+cdef tuple CONTINUATIONS = (True, False, "content", "reasoning_content")
 
 
 @cython.no_gc_clear
@@ -40,7 +40,7 @@ cdef class ChatTemplate:
     """A Jinja chat template, run by llama.cpp's ``common`` library (``common_chat_templates_init``).
 
     ``source`` is Jinja text, or None for the model's own template. A template is a program that comes with a file: each
-    call has ``timeout`` seconds of processor time and a bounded stack and memory, and ends in InvalidArgumentError beyond
+    call has ``timeout`` seconds of processor time and bounded stack and memory, and ends in InvalidArgumentError beyond
     them. Raises ModelCapabilityError when the model has no template, InvalidArgumentError when the template cannot be
     parsed. Any thread may use it, several at once.
     """
@@ -96,7 +96,7 @@ cdef class ChatTemplate:
 
     @property
     def capabilities(self):
-        """What llama.cpp found the template to support, a dict of bools: tools, tool calls, parallel ones, a system role, …
+        """What llama.cpp found the template to support, a dict of bools: tools, parallel calls, a system role, …
 
         Wraps ``common_chat_templates_get_caps``.
         """
@@ -155,8 +155,8 @@ cdef class ChatTemplate:
 
         Wraps ``common_chat_templates_apply``, without the GIL. ``messages`` and ``tools`` are as OpenAI has them;
         ``tool_choice`` is ``"auto"``, ``"required"`` or ``"none"``; ``parallel_tool_calls`` None means as the template
-        can. ``json_schema`` (a dict) binds the content, see ``json_schema_to_grammar`` for what it may hold; ``grammar``
-        (GBNF) likewise, and not together with tools. ``reasoning_format`` ``"none"`` leaves reasoning in the content.
+        can. ``json_schema`` binds the content, see ``json_schema_to_grammar`` for what it may hold; ``grammar`` (GBNF)
+        likewise, and not together with tools. ``reasoning_format`` ``"none"`` leaves reasoning in the content.
         ``continue_final_message`` ends the prompt within the last message, an assistant's: True, or ``"content"`` or
         ``"reasoning_content"`` for the part to go on with. Keywords in tools' parameters that a grammar cannot express
         are left out. Raises InvalidArgumentError for what is refused; nothing is changed.
@@ -171,8 +171,7 @@ cdef class ChatTemplate:
         if json_schema is not None and grammar is not None:
             raise errors.InvalidArgumentError("json_schema and grammar: only one of them can bind the answer")
         if json_schema is not None:
-            # upstream takes an empty schema for none
-            request["json_schema"] = check_schema(json_schema) or {"type": list(TYPES)}
+            request["json_schema"] = check_any_schema(json_schema)
         if grammar is not None:
             text = check_text("grammar", grammar)
             check_grammar(text)
@@ -195,8 +194,7 @@ cdef dict make_request(messages, tools, add_generation_prompt, enable_thinking, 
         "add_generation_prompt": check_bool("add_generation_prompt", add_generation_prompt),
         "enable_thinking": check_bool("enable_thinking", enable_thinking),
     }
-    for message in request["messages"]:
-        check_arguments(message)
+    check_arguments(request["messages"])
     if tools is not None:
         request["tools"] = list(tools)
         check_tools(request["tools"])
@@ -218,19 +216,6 @@ cdef bytes encode_request(dict request):
             f"messages and tools are {len(data)} bytes of JSON: at most {MAX_REQUEST}"
         )
     return data
-
-
-cdef int check_arguments(message) except -1:
-    """Arguments of earlier tool calls are JSON text, which the native side parses: it must not nest without end."""
-    calls = message.get("tool_calls") if isinstance(message, dict) else None
-    for call in calls if isinstance(calls, (list, tuple)) else ():
-        function = call.get("function") if isinstance(call, dict) else None
-        arguments = function.get("arguments") if isinstance(function, dict) else None
-        if isinstance(arguments, str) and deepest_json(arguments) > MAX_DEPTH:
-            raise errors.InvalidArgumentError(
-                f"a tool call's arguments nest more than {MAX_DEPTH} levels: a message cannot hold them"
-            )
-    return 0
 
 
 cdef int check_continuation(list messages) except -1:

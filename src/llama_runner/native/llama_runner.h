@@ -124,8 +124,8 @@ typedef struct lr_parser lr_parser;
 LR_API int  lr_parser_new(lr_parser ** parser, const char * description, int64_t time_us, char ** error);
 LR_API void lr_parser_free(lr_parser * parser);
 
-// *message: {"content", "reasoning_content", "tool_calls": [{"name", "arguments", "id"}]}. *position is the byte of `text`
-// where an answer of another form was given up, or -1.
+// *message: {"content", "reasoning_content", "tool_calls": [{"name", "arguments", "id"}]}. *position is the
+// character of `text` from which on it has another form, or -1.
 LR_API int lr_parser_parse(const lr_parser * parser, const char * text, size_t size, bool partial, int64_t time_us,
                            char ** message, int64_t * position, char ** error);
 
@@ -457,6 +457,9 @@ typedef struct lr_capabilities {
 
 // Right after the context was made: a key shift takes the place of the graph that is looked at.
 LR_API void lr_capabilities_of(const struct llama_context * ctx, lr_capabilities * out);
+
+// Whether llama.cpp can parse a grammar. One that repeats backwards must have been refused before.
+LR_API int lr_grammar_check(const char * grammar, int64_t time_us, char ** error);
 
 #ifdef __cplusplus
 }
