@@ -15,7 +15,8 @@ from llama_runner.core import Batch, Context, Model, argmax, log_softmax, top_lo
 from native import describe
 from tiny_models import write_tiny_model
 
-N_STEPS = 400
+N_STEPS = 50  # a round of a millisecond: among many, some run undisturbed
+N_ROUNDS = 500
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def loop_in_python(ctx: Context, batch: Batch) -> tuple[float, float]:
 def bench_decode_of_one_token(benchmark, context, tiny, decode_loop):
     """The fastest rounds of both, which take turns; `step` has the batch and the logits in it as well."""
     batch, in_c, in_python = Batch(1), [], []
-    for _ in range(20):
-        in_c += loop_in_c(decode_loop, tiny, 10)
-        in_python += [loop_in_python(context, batch) for _ in range(10)]
+    for _ in range(8):
+        in_c += loop_in_c(decode_loop, tiny, N_ROUNDS)
+        in_python += [loop_in_python(context, batch) for _ in range(N_ROUNDS)]
     steps, decodes = zip(*in_python, strict=True)
     benchmark.extra_info.update(
         step_in_c_us=describe(in_c),

@@ -176,7 +176,12 @@ def test_embeddings_are_kept_as_well(tiny_model: TinyModelFactory) -> None:
 def test_matrices_are_views_too(tiny_model: TinyModelFactory) -> None:
     with make(tiny_model("llama"), embeddings=True, pooling="none") as ctx:
         feed(ctx, 5, 0, "all")
-        kept = [ctx.logits_matrix(), ctx.embeddings_matrix(), ctx.logits_matrix()[1:4], ctx.embeddings_matrix().T]
+        kept = [
+            ctx.logits_matrix(),
+            ctx.embeddings_matrix(),
+            ctx.logits_matrix()[1:4],
+            ctx.embeddings_matrix().T,
+        ]
         copies = [array.copy() for array in kept]
         assert np.shares_memory(kept[0], ctx.logits(3)) and np.shares_memory(kept[1], ctx.embeddings(3))
         assert not any(array.flags.owndata for array in kept)

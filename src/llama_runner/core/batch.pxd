@@ -21,6 +21,7 @@ cdef class Batch:
     cdef int _check_kind(self, bint embeddings) except -1
     cdef int grow_rows(self, int width) except -1
     cdef void put(self, llama_token token, llama_pos pos, llama_seq_id seq_id, bint logits) noexcept
+    cdef int add_shared(self, token, pos, seq_ids, logits) except -1
     cdef int append(self, rows, pos, seq_ids, logits) except -1
     cdef int check_ids(self, int n_vocab, int n_seq_max) except -1
     cdef int check_positions(self, const int32_t *before, int n_pos) except -1

@@ -16,7 +16,7 @@ from llama_runner._c.native cimport (
     lr_live_add,
 )
 from llama_runner.core._native cimport enter_exclusive
-from llama_runner.core.arrays cimport Column, bool_column, float_rows, int_column
+from llama_runner.core.arrays cimport Column, bool_column, float_rows, int_column, small_int
 
 from llama_runner import errors
 from llama_runner._check import check_bool, check_int
@@ -138,6 +138,21 @@ cdef class Batch:
         ``seq_ids`` is one sequence id or a sequence of different ones that share the row; ``logits`` asks for the row's
         output. Raises InvalidArgumentError, with nothing added, when the batch is full or a value is out of range.
         """
+        cdef int c_token, c_pos, c_seq
+        cdef bint plain = small_int(token, &c_token) and small_int(pos, &c_pos) and small_int(seq_ids, &c_seq)
+        if plain and c_token >= 0 and 0 <= c_pos < INT32_MAX and c_seq >= 0 and type(logits) is bool:
+            enter_exclusive(self.guard, "batch")
+            try:
+                self._check_kind(False)
+                self._check_room(1)
+                self.put(c_token, c_pos, c_seq, logits)
+                return self.c.n_tokens - 1
+            finally:
+                lr_guard_end_exclusive(self.guard)
+        return self.add_shared(token, pos, seq_ids, logits)
+
+    cdef int add_shared(self, token, pos, seq_ids, logits) except -1:
+        """``add`` for values of any type, each checked by name, and rows of several sequences."""
         cdef llama_token c_token = check_int("token", token, 0, INT32_MAX)
         cdef llama_pos c_pos = check_int("pos", pos, 0, INT32_MAX - 1)
         if not hasattr(seq_ids, "__iter__") or isinstance(seq_ids, (str, bytes)):

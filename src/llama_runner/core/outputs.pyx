@@ -30,6 +30,7 @@ from llama_runner._c.native cimport (
     lr_outputs_swap,
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive
+from llama_runner.core.arrays cimport small_int
 
 from llama_runner import errors
 from llama_runner._check import check_int
@@ -203,7 +204,9 @@ cdef class ContextOutputs:
         The array stays valid and unchanged after later decodes and after ``close()``. Raises IndexOutOfRangeError for a
         row without output.
         """
-        cdef int index = check_int("i", i, -(2**31), 2**31 - 1)
+        cdef int index
+        if not small_int(i, &index):
+            index = check_int("i", i, -(2**31), 2**31 - 1)
         self.enter()
         try:
             return self.view(self.logits_row(index), -1, self.n_vocab)
@@ -236,7 +239,9 @@ cdef class ContextOutputs:
         Wraps ``llama_get_embeddings_ith``; lifetime and indices as for ``logits``. Raises ModelCapabilityError unless
         the context was made with ``embeddings=True`` and without pooling.
         """
-        cdef int index = check_int("i", i, -(2**31), 2**31 - 1)
+        cdef int index
+        if not small_int(i, &index):
+            index = check_int("i", i, -(2**31), 2**31 - 1)
         cdef float *row
         self.enter()
         try:
