@@ -54,6 +54,7 @@ from llama_runner._c.native cimport (
     lr_guard_end_shared,
     lr_guard_try_exclusive,
     lr_live_add,
+    LR_MEMORY_WINDOW,
     lr_memory_breakdown,
     lr_memory_flush,
     lr_memory_layout,
@@ -70,7 +71,7 @@ from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared,
 from llama_runner.core.batch cimport Batch
 from llama_runner.core.context_params cimport MAX_THREADS, check_memory, check_model, check_pooling, context_params
 from llama_runner.core.context_state cimport ContextState
-from llama_runner.core.decoding cimport check_rows, check_sharing, decode_error, note_positions, take_back
+from llama_runner.core.decoding cimport check_rows, check_sharing, check_window, decode_error, note_positions, take_back
 from llama_runner.core.model cimport Model
 
 from llama_runner import errors
@@ -375,8 +376,9 @@ cdef class Context(ContextState):
         DecodeError (anything else). A signal handler's exception, such as KeyboardInterrupt, is raised the same way.
         What cannot be brought back is empty then, never wrong: sequences with a recurrent state that the computation
         had reached, or a sliding window that had moved on. The message and ``DecodeError.emptied`` say which.
-        A row of several sequences is computed once, for sequences that hold the same cells: InvalidArgumentError for
-        others, ModelCapabilityError with ``kv_unified=False`` or a recurrent model.
+        With a sliding window, InvalidArgumentError for more than ``n_ubatch`` rows that cannot be computed one part
+        after another. A row of several sequences is computed once, for sequences that hold the same cells:
+        InvalidArgumentError for others, ModelCapabilityError with ``kv_unified=False`` or a recurrent model.
         A model with encoder and decoder attends to what ``encode`` read last, of the same sequence.
         """
         self.enter()
@@ -503,6 +505,8 @@ cdef class Context(ContextState):
         if self.mem != NULL:
             if lr_memory_pending(self.ptr):
                 self.settle()
+            if self.memory_parts & LR_MEMORY_WINDOW and given.n_tokens > self.n_ubatch:
+                check_window(self.ptr, &given, self.n_ubatch)
             lr_memory_tails(self.ptr, tails)
         lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
         try:

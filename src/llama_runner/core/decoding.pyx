@@ -3,15 +3,16 @@
 from libc.stdint cimport int16_t, int32_t, uint8_t
 from libc.string cimport memset
 
-from llama_runner._c.llama cimport llama_context, llama_memory_seq_pos_max, llama_memory_t
+from llama_runner._c.llama cimport llama_batch, llama_context, llama_memory_seq_pos_max, llama_memory_t
 from llama_runner._c.native cimport (
     LR_MEMORY_FULL,
     LR_MEMORY_STATE,
     lr_facts,
+    lr_memory_batch_loses,
     lr_memory_same,
     lr_memory_take_back,
 )
-from llama_runner.core._native cimport drain_log
+from llama_runner.core._native cimport drain_log, native_error, take_string
 from llama_runner.core.batch cimport Batch
 
 from llama_runner import errors
@@ -119,6 +120,22 @@ cdef int check_sharing(llama_context *ctx, Batch batch, bint unified, int memory
                     f"row {i} belongs to sequences {first} and {seq}, which hold different cells: it would be "
                     f"computed for {first} alone; use seq_cp to make one of them from the other"
                 )
+    return 0
+
+
+cdef int check_window(llama_context *ctx, const llama_batch *batch, int n_ubatch) except -1:
+    """Of a batch in several parts, llama.cpp may drop what the first attend to for the sake of the last."""
+    cdef char *error = NULL
+    cdef int seq
+    with nogil:
+        seq = lr_memory_batch_loses(ctx, batch, &error)
+    if error != NULL:
+        raise native_error(RuntimeError(take_string(error)), "looking for room")
+    if seq >= 0:
+        raise errors.InvalidArgumentError(
+            f"the batch has {batch.n_tokens} rows: the sliding window of sequence {seq} would lose positions that "
+            f"they attend to; decode at most n_ubatch={n_ubatch} rows at a time"
+        )
     return 0
 
 

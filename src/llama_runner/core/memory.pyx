@@ -19,6 +19,7 @@ from llama_runner._c.native cimport (
     LR_MEMORY_STATE,
     LR_MEMORY_WINDOW,
     lr_memory_cells,
+    lr_memory_first,
     lr_memory_move_holds,
     lr_memory_rolled_back,
     lr_memory_seq_div,
@@ -238,9 +239,8 @@ cdef class Memory:
 
     cdef int check_shift(self, int seq, int low, int high, int64_t delta) except -1:
         """Upstream drops a cell whose position becomes negative, without a word."""
-        # pos_min is that of the state or of the window, which may be above that of the cells
-        cdef bint cells_only = self.parts & (LR_MEMORY_WINDOW | LR_MEMORY_STATE) == 0
-        cdef int64_t first = max(low, llama_memory_seq_pos_min(self.context.mem, seq) if cells_only else 0)
+        # pos_min is that of the state or of the window; where there are no cells, the state stands for all from 0
+        cdef int64_t first = max(low, lr_memory_first(self.context.ptr, seq))
         cdef int64_t last = llama_memory_seq_pos_max(self.context.mem, seq)
         if high >= 0:
             last = min(last, <int64_t> high - 1)

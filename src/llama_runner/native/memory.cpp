@@ -1,5 +1,6 @@
 #include "llama_runner.h"
 
+#include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-kv-cache-dsa.h"
 #include "llama-kv-cache-iswa.h"
@@ -15,7 +16,10 @@
 #include <algorithm>
 #include <exception>
 #include <limits>
+#include <set>
 #include <typeinfo>
+#include <utility>
+#include <vector>
 
 lr_memory_parts lr_parts_of(const llama_context * ctx) {
     lr_memory_parts parts;
@@ -212,6 +216,11 @@ int lr_memory_shared(const llama_context * ctx, int seq, int32_t p0, int32_t p1)
     return -1;
 }
 
+int32_t lr_memory_first(const llama_context * ctx, int seq) {
+    const auto * full = lr_parts_of(ctx).full;
+    return full ? full->seq_pos_min(seq) : 0;
+}
+
 bool lr_memory_same(const llama_context * ctx, int a, int b) {
     const auto parts = lr_parts_of(ctx);
     for (const auto * cache : {parts.full, parts.window}) {
@@ -325,4 +334,46 @@ void lr_memory_take_back(llama_context * ctx, const int32_t * before, const int3
             emptied[seq] = before[seq] != -1;
         }
     }
+}
+
+int lr_memory_batch_loses(llama_context * ctx, const llama_batch * batch, char ** error) {
+    const auto parts = lr_parts_of(ctx);
+    if (!parts.full || !parts.window) {
+        return -1;
+    }
+    int loser = -1;
+    try {
+        std::vector<llama_pos> next(ctx->n_seq_max());
+        std::vector<std::set<std::pair<llama_pos, uint32_t>>> held;
+        for (int seq = 0; seq < (int) next.size(); ++seq) {
+            next[seq] = parts.full->seq_pos_max(seq) + 1;
+            held.push_back(parts.window->get_cells(seq).seq_pos_get(seq));
+        }
+        std::vector<llama_kv_cells> saved;
+        for (uint32_t stream = 0; stream < parts.window->get_n_stream(); ++stream) {
+            auto & cells = cells_of(*parts.window, stream);
+            saved.push_back(cells.cp(0, cells.size()));
+        }
+        {
+            llama_batch_compat compat(ctx, *batch);
+            llama_batch_allocr balloc(ctx->get_model().hparams.n_pos_per_embd());
+            if (balloc.init(*compat.batch_ext, ctx->get_model().vocab, ctx->get_cparams().embeddings)) {
+                ctx->get_memory()->init_batch(balloc, ctx->n_ubatch(), ctx->get_cparams().embeddings);
+            }
+        }
+        for (int seq = 0; seq < (int) next.size() && loser < 0; ++seq) {
+            const auto & left = parts.window->get_cells(seq).seq_pos_get(seq);
+            for (const auto & entry : held[seq]) {
+                if (!left.count(entry) && !masked(ctx, entry.first, next[seq])) {
+                    loser = seq;
+                }
+            }
+        }
+        for (uint32_t stream = 0; stream < saved.size(); ++stream) {
+            cells_of(*parts.window, stream).set(0, saved[stream]);
+        }
+    } catch (const std::exception & e) {
+        *error = lr_copy_string(e.what());
+    }
+    return loser;
 }
