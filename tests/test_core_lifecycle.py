@@ -50,6 +50,7 @@ CONTEXT_CALLS: dict[str, tuple] = {
     "decode": (one_row(),), "encode": (one_row(),), "set_n_threads": (1,), "logits": (), "embeddings": (),
     "embeddings_seq": (), "n_ctx_seq": (), "n_threads": (), "n_threads_batch": (), "memory_breakdown": (),
     "fingerprint": (), "state_seq_get": (0,), "state_seq_set": (0, b""),
+    "set_sampler": (0, None), "sampled_token": (), "sampled_logits": (), "sampled_probs": (), "sampled_candidates": (),
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",
@@ -156,7 +157,9 @@ def test_objects_that_were_never_made(ctx: Context) -> None:
 
     made = {
         Context: (CONTEXT_CALLS, ()), Memory: (MEMORY_CALLS, ()), Vocab: (VOCAB_CALLS, ()), Model: (MODEL_CALLS, ()),
-        Forgetful: ({"greedy": (), "apply": (np.zeros(3, np.float32),), "accept": (1,), "clone": (), "seed": ()}, ()),
+        Forgetful: ({"greedy": (), "apply": (np.zeros(3, np.float32),), "accept": (1,), "clone": (), "seed": (),
+                     "names": (), "perf": (), "perf_reset": (), "remove": (0,), "reset": (),
+                     "copy_from": (SamplerChain(),), "python": (print,)}, ()),
         ChatTemplate: ({"source": (), "apply": (USER,)}, ()),
     }  # fmt: skip
     for kind, (calls, arguments) in made.items():

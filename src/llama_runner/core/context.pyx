@@ -536,7 +536,7 @@ cdef class Context:
         self.output_index(i)
         if self.sampled_rows and backend_sampler.sampled_seq(self, i) is not None:
             raise errors.ModelCapabilityError(
-                f"i={i}: the graph sampled from it, and its logits stayed there: set_sampler(seq_id, None) before decode"
+                f"i={i}: the graph sampled from it, and its logits stayed there; set_sampler(seq_id, None) first"
             )
         with nogil:
             row = llama_get_logits_ith(self.ptr, i)

@@ -473,10 +473,11 @@ cdef class SamplerLinks:
         """A grammar that begins at a trigger. Does what ``llama_sampler_init_grammar_lazy_patterns`` does.
 
         ``tokens`` trigger it by their ids, and it is about the text from them on. ``patterns`` are regular expressions
-        of C++ (ECMAScript); it is about the text from the first non-empty group on that matched, or the whole match. They
-        are looked for in the last 256 bytes of what was accepted, at every token, since their time grows by the square
-        of that; one with ``^`` is looked for in all of it, and after 4096 bytes without a trigger ``accept`` raises
-        SamplingError. Patterns with back-references are refused where the compiler's library has no bound for them.
+        of C++ (ECMAScript); it is about the text from the first non-empty group on that matched, or the whole match.
+        They are looked for in the last 256 bytes of what was accepted, at every token, since their time grows by the
+        square of that; one with ``^`` is looked for in all of it, and after 4096 bytes without a trigger ``accept``
+        raises SamplingError. Patterns with back-references are refused where the compiler's library has no bound for
+        them.
         """
         try:
             patterns, tokens = list(patterns), list(tokens)
