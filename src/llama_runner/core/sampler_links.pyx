@@ -117,13 +117,17 @@ cdef class SamplerLinks:
 
     cdef int enter(self) except -1:
         """Keep other threads out of the chain, and the models that its links point into from being closed."""
+        return self.admit(False, False)
+
+    cdef int admit(self, bint broken, bint spent) except -1:
+        """The same, where ``broken`` or ``spent`` says so for a chain that is."""
         enter_exclusive(self.guard, "sampler chain")
         try:
             if self.ptr == NULL:  # a subclass that did not call __init__
                 raise errors.InvalidArgumentError("this SamplerChain was never made: call SamplerChain.__init__")
-            if self.broken is not None:
+            if self.broken is not None and not broken:
                 raise errors.SamplingError(f"this chain cannot go on; reset() it: {self.broken}")
-            if self.spent:
+            if self.spent and not spent:
                 raise errors.InvalidArgumentError(
                     "this SamplerChain was attached to a context: llama.cpp cannot use it otherwise; use its clone()"
                 )
