@@ -42,7 +42,9 @@ def bench_rows_against_llama_cpp(benchmark, rows):
 
     for _ in range(20):
         assert apply_rows(rows, ours, n_threads=THREADS).tolist() == native()
-    found = ratios(lambda: rate(lambda: apply_rows(rows, ours, n_threads=THREADS)), lambda: rate(native), rounds=21)
+    found = ratios(
+        lambda: rate(lambda: apply_rows(rows, ours, n_threads=THREADS)), lambda: rate(native), rounds=21
+    )
     alone = ratios(lambda: rate(lambda: apply_rows(rows, ours, n_threads=1)), lambda: rate(native), rounds=21)
     benchmark.extra_info.update(ratio_to_llama_cpp=describe(found), with_one_thread=describe(alone), target=4)
     benchmark.pedantic(apply_rows, args=(rows, ours), kwargs={"n_threads": THREADS}, rounds=20)

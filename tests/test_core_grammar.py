@@ -83,6 +83,7 @@ REFUSED = {
     'root ::= n root "x" | "y"\nn ::= e e\ne ::= "z" | ""': "left recursion",
     "root ::= [a": "end of input",
     'root ::= "a"{5,2}': "repeats",
+    'root ::= "a"{2,5}{5,2}': "repeats",
     'root ::= "a"{ 5 #\r, 2}': "repeats",
     'root ::= "a"{3000}': "repetitions",
     f'root ::= "{"x" * 1000}"{{2000}}': "elements",

@@ -54,7 +54,8 @@ CONTEXT_CALLS: dict[str, tuple] = {
     "state_get": (), "state_get_into": (bytearray(9),), "state_set": (b"",), "state_save": ("x",), "state_load": ("x",),
     "set_adapters": (), "adapters": (), "set_control_vector": (), "control_vector": (), "synchronize": (), "perf": (),
     "perf_reset": (), "set_embeddings": (True,), "causal_attn": (), "logits_matrix": (), "embeddings_matrix": (),
-    "output_rows": (),
+    "output_rows": (), "set_sampler": (0, None), "sampled_token": (), "sampled_logits": (), "sampled_probs": (),
+    "sampled_candidates": (),
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",
@@ -165,7 +166,9 @@ def test_objects_that_were_never_made(ctx: Context) -> None:
 
     made = {
         Context: (CONTEXT_CALLS, ()), Memory: (MEMORY_CALLS, ()), Vocab: (VOCAB_CALLS, ()), Model: (MODEL_CALLS, ()),
-        Forgetful: ({"greedy": (), "apply": (np.zeros(3, np.float32),), "accept": (1,), "clone": (), "seed": ()}, ()),
+        Forgetful: ({"greedy": (), "apply": (np.zeros(3, np.float32),), "accept": (1,), "clone": (), "seed": (),
+                     "names": (), "perf": (), "perf_reset": (), "remove": (0,), "reset": (),
+                     "copy_from": (SamplerChain(),), "python": (print,)}, ()),
         ChatTemplate: ({"source": (), "apply": (USER,)}, ()),
     }  # fmt: skip
     for kind, (calls, arguments) in made.items():

@@ -23,7 +23,7 @@ MAX_TEMPLATE = 128 * 1024
 
 # what is no structure: literals, character classes, comments
 _GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
-_REPEAT = re.compile(rb"(\x00+|.)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
+_REPEAT = re.compile(rb"(\x00*)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
 _COUNTS = re.compile(rb"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
 _TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _JSON_BRACKET = re.compile(r'"(?:\\.|[^"\\])*"?|([\[{])|([\]}])', re.DOTALL)
@@ -49,7 +49,7 @@ def check_grammar(text: bytes) -> None:
                 f"the grammar repeats {{{low.decode()},{high.decode()}}}: the first is the smaller"
             )
         times = max(int(low[:30]), int(high[:30] or 0))
-        elements += len(item) * min(times, MAX_REPEAT)
+        elements += max(1, len(item)) * min(times, MAX_REPEAT)
     if elements > MAX_ELEMENTS:
         raise InvalidArgumentError(
             f"the grammar has about {elements} elements with its repetitions written out: at most {MAX_ELEMENTS}"

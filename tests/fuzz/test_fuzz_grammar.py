@@ -15,7 +15,7 @@ SECONDS = 30
 N_INPUTS = 20_000
 
 # in a process of its own, with a bound on its memory; each input is written down before it is tried
-DRIVER = r'''
+DRIVER = r"""
 import json, random, sys, time
 from pathlib import Path
 import numpy as np
@@ -48,7 +48,8 @@ def mutated():
     for _ in range(rng.randint(1, 6)):
         i, j = sorted((rng.randint(0, len(text)), rng.randint(0, len(text))))
         j = min(j, i + rng.choice([0, 1, 3, 30]))
-        text = text[:i] + rng.choice([rng.choice(PIECES), text[i:j] * rng.choice([0, 2, 20]), chr(rng.randint(1, 300))]) + text[j:]
+        other = rng.choice([rng.choice(PIECES), text[i:j] * rng.choice([0, 2, 20]), chr(rng.randint(1, 300))])
+        text = text[:i] + other + text[j:]
     return text
 
 
@@ -60,9 +61,10 @@ def nested():
 
 def linked():
     n = rng.choice([2, 5, 20, 60, 400])
-    form = rng.choice(["a{} ::= a{} a{}\n", 'a{} ::= a{}? a{}\n', 'a{} ::= "x"? a{} | a{} "y"\n', 'a{} ::= "x" a{} | "" a{}\n'])
-    return "root ::= a0\n" + "".join(form.format(i, i + 1, i + 1) for i in range(n)) + f'a{n} ::= ' + rng.choice(
-        ['"x" | ""', '"x"', "[a-z]*", "a0", '"x"{0,50}'])
+    form = rng.choice(["a{} ::= a{} a{}\n", 'a{} ::= a{}? a{}\n', 'a{} ::= "x"? a{} | a{} "y"\n',
+                       'a{} ::= "x" a{} | "" a{}\n'])
+    bottom = rng.choice(['"x" | ""', '"x"', "[a-z]*", "a0", '"x"{0,50}'])
+    return "root ::= a0\n" + "".join(form.format(i, i + 1, i + 1) for i in range(n)) + f"a{n} ::= {bottom}"
 
 
 def tried(text):
@@ -81,17 +83,19 @@ end = time.monotonic() + float(seconds)
 while sum(counts.values()) < int(most) and time.monotonic() < end:
     text = rng.choice([made, made, mutated, mutated, mutated, nested, linked])()
     Path(last).write_text(text, encoding="utf-8", errors="replace")
-    start = time.monotonic()
+    start = time.process_time()
     try:
         tried(text)
         counts["accepted"] += 1
-    except errors.InvalidArgumentError:
+    except errors.InvalidArgumentError as error:
         counts["refused"] += 1
-    except (errors.SamplingError, errors.OutOfMemoryError):
+        assert "alloc" not in str(error), text  # seen too late
+    except errors.SamplingError as error:
         counts["sampling"] += 1
-    slowest = max(slowest, time.monotonic() - start)
+        assert "alloc" not in str(error), text
+    slowest = max(slowest, time.process_time() - start)
 print(json.dumps({**counts, "slowest": slowest}))
-'''
+"""
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -113,4 +117,4 @@ def test_no_grammar_ends_or_holds_up_the_process(
     counts = json.loads(done.stdout)
     assert counts["accepted"] > 50
     assert counts["refused"] > 50
-    assert counts["slowest"] < 10, counts
+    assert counts["slowest"] < 3, counts

@@ -121,8 +121,8 @@ def enter(Context ctx not None, Batch batch not None):
         if batch.c.logits[i] and batch.c.seq_id[i][0] in ctx.samplers:
             if batch.c.seq_id[i][0] in seen:
                 raise errors.InvalidArgumentError(
-                    f"row {i} is the second with output of sequence {batch.c.seq_id[i][0]}: a sequence that the context "
-                    "samples has one row of output a decode"
+                    f"row {i} is the second with output of sequence {batch.c.seq_id[i][0]}: a sequence with a chain in "
+                    "the graph has one row of output a decode"
                 )
             seen.add(batch.c.seq_id[i][0])
     try:

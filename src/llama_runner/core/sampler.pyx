@@ -179,13 +179,7 @@ cdef class SamplerChain(SamplerLinks):
 
     cdef int restart(self) except -1:
         """Enter, though a link may have failed: the caller brings it into a known state."""
-        broken, self.broken = self.broken, None
-        try:
-            self.enter()
-        except errors.LlamaRunnerError:
-            self.broken = broken
-            raise
-        return 0
+        return self.admit(True, False)
 
     def reset(self):
         """Back to the state before the first token. Wraps ``llama_sampler_reset``."""
@@ -193,6 +187,7 @@ cdef class SamplerChain(SamplerLinks):
         try:
             llama_sampler_reset(self.ptr)
             lr_picker_reset(self.picker)
+            self.broken = None
         except NATIVE_ERRORS as error:
             self.broken = str(error)
             raise errors.SamplingError(f"a sampler cannot be reset: {error}").with_log(drain_log()) from None
@@ -205,11 +200,7 @@ cdef class SamplerChain(SamplerLinks):
         Raises SamplingError while a token drawn by ``adaptive_p`` is not accepted: llama.cpp loses what it notes of it.
         """
         cdef SamplerChain made = SamplerChain.__new__(SamplerChain)
-        spent, self.spent = self.spent, False  # the one thing that can be done with it
-        try:
-            self.enter()
-        finally:
-            self.spent = spent
+        self.admit(False, True)  # the one thing that can be done with a chain that was attached
         try:
             self.check_accepted()
             with nogil:

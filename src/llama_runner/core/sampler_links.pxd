@@ -20,6 +20,7 @@ cdef class SamplerLinks:
     cdef list inside  # vocabularies whose models are kept from being closed now
 
     cdef int enter(self) except -1
+    cdef int admit(self, bint broken, bint spent) except -1
     cdef int hold(self) except -1
     cdef void leave(self) noexcept
     cdef int check_free(self, str what) except -1

@@ -122,13 +122,17 @@ cdef class SamplerLinks:
 
     cdef int enter(self) except -1:
         """Keep other threads out of the chain, and the models that its links point into from being closed."""
+        return self.admit(False, False)
+
+    cdef int admit(self, bint broken, bint spent) except -1:
+        """The same, where ``broken`` or ``spent`` says so for a chain that is."""
         enter_exclusive(self.guard, "sampler chain")
         try:
             if self.ptr == NULL:  # a subclass that did not call __init__
                 raise errors.InvalidArgumentError("this SamplerChain was never made: call SamplerChain.__init__")
-            if self.broken is not None:
+            if self.broken is not None and not broken:
                 raise errors.SamplingError(f"this chain cannot go on; reset() it: {self.broken}")
-            if self.spent:
+            if self.spent and not spent:
                 raise errors.InvalidArgumentError(
                     "this SamplerChain was attached to a context: llama.cpp cannot use it otherwise; use its clone()"
                 )
@@ -478,10 +482,11 @@ cdef class SamplerLinks:
         """A grammar that begins at a trigger. Does what ``llama_sampler_init_grammar_lazy_patterns`` does.
 
         ``tokens`` trigger it by their ids, and it is about the text from them on. ``patterns`` are regular expressions
-        of C++ (ECMAScript); it is about the text from the first non-empty group on that matched, or the whole match. They
-        are looked for in the last 256 bytes of what was accepted, at every token, since their time grows by the square
-        of that; one with ``^`` is looked for in all of it, and after 4096 bytes without a trigger ``accept`` raises
-        SamplingError. Patterns with back-references are refused where the compiler's library has no bound for them.
+        of C++ (ECMAScript); it is about the text from the first non-empty group on that matched, or the whole match.
+        They are looked for in the last 256 bytes of what was accepted, at every token, since their time grows by the
+        square of that; one with ``^`` is looked for in all of it, and after 4096 bytes without a trigger ``accept``
+        raises SamplingError. Patterns with back-references are refused where the compiler's library has no bound for
+        them.
         """
         try:
             patterns, tokens = list(patterns), list(tokens)
