@@ -155,6 +155,7 @@ class _Checker:
             if not node["type"]:
                 raise self.problem(path, "type is empty")
             for kind in node["type"]:
+                self.check_kind(kind, path)
                 self.check_typed({**node, "type": kind}, f"{path} as {kind!r}", depth, shared=True)
             self.check_shared(node, path)
         else:
@@ -162,6 +163,8 @@ class _Checker:
 
     def check_typed(self, node: Schema, path: str, depth: int, shared: bool = False) -> None:
         kind = node.get("type")
+        if kind is not None:
+            self.check_kind(kind, path)
         if "const" in node or "enum" in node:
             key = "const" if "const" in node else "enum"
             values = [node["const"]] if key == "const" else node["enum"]
@@ -177,8 +180,6 @@ class _Checker:
             return
         if kind is None:
             kind = self.guess_kind(node)
-        elif kind not in TYPES:
-            raise self.problem(path, f"type {kind!r} is none of {', '.join(TYPES)}")
         if kind == "allOf" or ("allOf" in node and kind in ("object", "string") and "properties" not in node):
             self.check_alternatives(node.get("allOf"), f"{path}/allOf", depth)
             self.check_used(node, set(), path, "")
@@ -194,6 +195,10 @@ class _Checker:
             self.check_integer(node, path)
         if not shared:
             self.check_used(node, used, path, f"for type {kind!r}" if kind != "any" else "without a type")
+
+    def check_kind(self, kind: Any, path: str) -> None:
+        if kind not in TYPES:
+            raise self.problem(path, f"type {kind!r} is none of {', '.join(TYPES)}")
 
     def guess_kind(self, node: Schema) -> str:
         """What the converter takes a node without a type for."""
