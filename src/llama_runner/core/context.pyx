@@ -538,7 +538,7 @@ cdef class Context:
         if self.n_outputs == 0:
             raise errors.IndexOutOfRangeError("there is no output: no decode yet, or the last asked for none or failed")
         if i < 0:
-            if -i > self.n_outputs:
+            if i < -self.n_outputs:
                 raise errors.IndexOutOfRangeError(f"i={i}: the last decode has {self.n_outputs} rows of output")
         elif i >= self.n_rows or not (self.embeds or self.wants_output[i]):
             raise errors.IndexOutOfRangeError(
