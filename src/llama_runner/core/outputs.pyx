@@ -155,7 +155,7 @@ cdef class ContextOutputs:
         """Check a row index as ``llama_get_logits_ith`` takes it: a row of the batch, or negative from the end."""
         self.any_output()
         if i < 0:
-            if -i > self.n_outputs:
+            if i < -self.n_outputs:
                 raise errors.IndexOutOfRangeError(f"i={i}: the last decode has {self.n_outputs} rows of output")
         elif i >= self.n_rows or not self.wants_output[i]:
             raise errors.IndexOutOfRangeError(
