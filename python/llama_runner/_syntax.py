@@ -73,7 +73,9 @@ def check_repeats(text: bytes) -> None:
     for counts in _COUNTS.findall(_GRAMMAR_TEXT.sub(b"", text)):
         for count in counts:
             if count and int(count[:30]) > MAX_REPEAT:
-                raise InvalidArgumentError(f"the grammar repeats {count.decode()} times: at most {MAX_REPEAT}")
+                raise InvalidArgumentError(
+                    f"the grammar repeats {count.decode()} times: at most {MAX_REPEAT}"
+                )
 
 
 def check_template(text: bytes) -> None:

@@ -1,13 +1,9 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain`` and
-``sample_rows``, ``Stepper``, ``ChatTemplate``.
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
-``Detokenizer``.
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
-``LoraAdapter``, ``ControlVector``, ``Capabilities``.
-``Model`` and its ``Vocab``, ``Context`` and its ``Memory``, ``Batch``, ``SamplerChain``, ``Stepper``, ``ChatTemplate``,
-``ChatParser``, ``json_schema_to_grammar``.
+Models and files: ``Model`` (and ``Capabilities``), ``LoraAdapter``, ``ControlVector``, ``quantize``, ``estimate_memory``.
+Text: ``Vocab``, ``Detokenizer``, ``ChatTemplate``, ``ChatParser``, ``json_schema_to_grammar``.
+Computing: ``Context`` and its ``Memory``, ``Batch``, ``CellAccount``, ``Stepper``, and ``log_softmax`` and its like on logits.
+Sampling: ``SamplerChain``, ``sample_rows``, ``apply_rows``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -30,43 +26,42 @@ except ImportError as error:
         "this is broken: reinstall it."
     ) from error
 
-from llama_runner.cells import CellTable
-from llama_runner.core.adapter import LoraAdapter
 from llama_runner.cells import CellAccount, CellTable
+from llama_runner.core.adapter import LoraAdapter
 from llama_runner.core.batch import Batch
 from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.chat_parser import ChatParser
 from llama_runner.core.context import Context
-from llama_runner.core.estimate import estimate_memory
-from llama_runner.core.detokenizer import Detokenizer
 from llama_runner.core.control_vector import ControlVector
+from llama_runner.core.detokenizer import Detokenizer
+from llama_runner.core.estimate import estimate_memory
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
-from llama_runner.core.rows import apply_rows, sample_rows
 from llama_runner.core.quantize import quantize
+from llama_runner.core.rows import apply_rows, sample_rows
 from llama_runner.core.sampler import SamplerChain
-from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
-from llama_runner.core.state import DeviceState
-from llama_runner.core.splits import split_path, split_prefix
 from llama_runner.core.schema import json_schema_to_grammar
+from llama_runner.core.scores import argmax, log_softmax, logprobs, top_logprobs
+from llama_runner.core.splits import split_path, split_prefix
+from llama_runner.core.state import DeviceState
 from llama_runner.core.stepper import Stepper
 from llama_runner.core.token_attr import TokenAttr
 from llama_runner.core.vocab import Vocab
 
 __all__ = [
     "Batch",
+    "Capabilities",
     "CellAccount",
     "CellTable",
-    "Capabilities",
     "ChatParser",
     "ChatTemplate",
     "Context",
     "ContextPerf",
-    "DeviceState",
-    "Detokenizer",
     "ControlVector",
+    "Detokenizer",
+    "DeviceState",
     "LoraAdapter",
     "Memory",
     "Model",
@@ -74,19 +69,19 @@ __all__ = [
     "Stepper",
     "TokenAttr",
     "Vocab",
-    "argmax",
     "apply_rows",
+    "argmax",
     "build_facts",
     "devices",
+    "estimate_memory",
+    "json_schema_to_grammar",
+    "live_objects",
     "log_softmax",
     "logprobs",
-    "sample_rows",
-    "live_objects",
-    "estimate_memory",
     "quantize",
+    "sample_rows",
     "split_path",
     "split_prefix",
-    "json_schema_to_grammar",
     "system_info",
     "top_logprobs",
 ]
