@@ -59,9 +59,9 @@ MEMORY_CALLS: dict[str, tuple] = {
     "seq_pos_min": (0,), "seq_pos_max": (0,), "clear": (), "can_shift": (),
 }  # fmt: skip
 MEMORY_HARMLESS = {"context"}
-MODEL_HARMLESS = {"close", "closed", "path", "vocab_only"}
+MODEL_HARMLESS = {"close", "closed", "path", "paths", "vocab_only"}
 MODEL_CALLS: dict[str, tuple] = {
-    name: ("general.name",) if name == "meta" else () for name in public(Model) - MODEL_HARMLESS
+    name: ("general.name",) if name in ("meta", "save") else () for name in public(Model) - MODEL_HARMLESS
 }
 VOCAB_HARMLESS = {"model", "n_tokens"}
 VOCAB_CALLS: dict[str, tuple] = {
