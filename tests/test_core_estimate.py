@@ -34,7 +34,9 @@ def assert_equal_to_a_real_load(path: Path, **options: object) -> MemoryEstimate
 
 
 def keyword_defaults(cls: type) -> dict[str, object]:
-    stub = Path(llama_runner.core.__file__).with_name(f"{cls.__name__.lower()}.pyi").read_text(encoding="utf-8")
+    stub = (
+        Path(llama_runner.core.__file__).with_name(f"{cls.__name__.lower()}.pyi").read_text(encoding="utf-8")
+    )
     for node in ast.walk(ast.parse(stub)):
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             values = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
@@ -133,7 +135,9 @@ def test_it_reads_well(tiny_model: TinyModelFactory) -> None:
 
 
 def test_sums_over_devices() -> None:
-    gpu = DeviceMemory("CUDA0", weights=3 << 30, kv=2 << 20, compute=1 << 10, free=4 << 30, memory_total=8 << 30)
+    gpu = DeviceMemory(
+        "CUDA0", weights=3 << 30, kv=2 << 20, compute=1 << 10, free=4 << 30, memory_total=8 << 30
+    )
     host = DeviceMemory("host", weights=1, kv=0, compute=5, free=5, memory_total=10)
     estimate = MemoryEstimate(host=host, devices=(gpu,), n_ctx=7)
     assert (estimate.weights, estimate.kv, estimate.compute) == ((3 << 30) + 1, 2 << 20, (1 << 10) + 5)

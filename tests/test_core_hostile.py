@@ -110,6 +110,7 @@ sweep("meta", model.meta, ("a",))
 sweep("chat_template", model.chat_template, ("a",))
 sweep("__init__ again", model.__init__, (paths["llama"],))
 sweep("close", Model(paths["llama"]).close)
+sweep("save", model.save, ("/dev/null",), {"overwrite": False})
 """,
     "vocab": """
 sweep("tokenize", vocab.tokenize, ("a", True, False), {"add_special": True, "parse_special": True})
@@ -294,7 +295,8 @@ assert template.apply([message]).startswith("<|im_start|>user")
 def run(tiny_model: TinyModelFactory, code: str, timeout: float) -> dict:
     """What the driver reports of a group of attacks."""
     paths = json.dumps({kind: str(tiny_model(kind)) for kind in ("llama", "swa", "mamba", "hybrid")})
-    command = [sys.executable, "-X", "faulthandler", "-c", f"{DRIVER}{code}\nreport(ctx)\n", paths]
+    head = "import os, tempfile\nos.chdir(tempfile.mkdtemp())\n"  # where a call that takes a path writes "x"
+    command = [sys.executable, "-X", "faulthandler", "-c", f"{head}{DRIVER}{code}\nreport(ctx)\n", paths]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-1500:]
     return json.loads(done.stdout.splitlines()[-1])

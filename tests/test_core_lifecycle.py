@@ -67,9 +67,9 @@ MEMORY_CALLS: dict[str, tuple] = {
     "n_used_end": (),
 }  # fmt: skip
 MEMORY_HARMLESS = {"context"}
-MODEL_HARMLESS = {"close", "closed", "path", "vocab_only"}
+MODEL_HARMLESS = {"close", "closed", "path", "paths", "vocab_only"}
 MODEL_CALLS: dict[str, tuple] = {
-    name: ("general.name",) if name == "meta" else () for name in public(Model) - MODEL_HARMLESS
+    name: ("general.name",) if name in ("meta", "save") else () for name in public(Model) - MODEL_HARMLESS
 }
 VOCAB_HARMLESS = {"model", "n_tokens"}
 VOCAB_CALLS: dict[str, tuple] = {

@@ -20,14 +20,12 @@ for bad in BAD:
     if bad.__hash__:
         attempt(f"kv key {bad!r:.40}", lambda: Model(paths["llama"], kv_overrides={bad: 1}), (), {})
         attempt(f"pattern {bad!r:.40}", lambda: Model(paths["llama"], tensor_buft_overrides={bad: "CPU"}), (), {})
-sweep("save", model.save, ("/dev/null",), {"overwrite": False})
 sweep("split_path", split_path, ("a", 0, 1))
 sweep("split_prefix", split_prefix, ("a", 0, 1))
 """,
     "quantize": """
-folder = tempfile.mkdtemp()
+folder = os.getcwd()
 out = os.path.join(folder, "out.gguf")
-os.chdir(folder)  # where "x" and the like are written
 
 
 def remove():
@@ -62,7 +60,7 @@ for kind in ("llama", "hybrid"):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_bad_values_raise_typed_errors_and_leave_all_usable(tiny_model: TinyModelFactory, group: str) -> None:
-    head = "import os, tempfile\nfrom llama_runner.core import estimate_memory, quantize, split_path, split_prefix\n"
+    head = "from llama_runner.core import estimate_memory, quantize, split_path, split_prefix\n"
     result = run(tiny_model, head + GROUPS[group], 300)
     assert result["violations"] == []
     assert result["calls"] > 100

@@ -106,7 +106,9 @@ def test_patterns_that_would_overflow_the_stack(tiny_model: TinyModelFactory, pa
         Model(tiny_model("llama"), tensor_buft_overrides={pattern: "CPU"})
 
 
-@pytest.mark.parametrize("pattern", ["(" * 340 + "a" + ")" * 340, "(a?){63}" * 8, "a|" * 500 + "b", "(a{1,31}){1,31}"])
+@pytest.mark.parametrize(
+    "pattern", ["(" * 340 + "a" + ")" * 340, "(a?){63}" * 8, "a|" * 500 + "b", "(a{1,31}){1,31}"]
+)
 def test_the_largest_patterns_do_not_overflow_it(tiny_model: TinyModelFactory, pattern: str) -> None:
     code = """
 import sys, threading
@@ -124,7 +126,11 @@ thread.join()
 print("alive")
 """
     run = subprocess.run(
-        [sys.executable, "-c", code, str(tiny_model("llama")), pattern], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, str(tiny_model("llama")), pattern],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
     )
     assert (run.returncode, run.stdout.split()[-1:]) == (0, ["alive"]), run.stdout + run.stderr
 
@@ -133,7 +139,11 @@ print("alive")
 def test_a_gpu_and_its_index(tiny_model: TinyModelFactory) -> None:
     path = tiny_model("llama")
     expected = first_row(Model(path, devices=[]))
-    for options in ({"devices": GPUS[:1]}, {"split_mode": "none"}, {"tensor_buft_overrides": {"ffn": GPUS[0]}}):
+    for options in (
+        {"devices": GPUS[:1]},
+        {"split_mode": "none"},
+        {"tensor_buft_overrides": {"ffn": GPUS[0]}},
+    ):
         np.testing.assert_allclose(first_row(Model(path, **options)), expected, atol=2e-2)
     with pytest.raises(errors.InvalidArgumentError, match="main_gpu"):
         Model(path, split_mode="none", main_gpu=len(GPUS))
@@ -227,7 +237,9 @@ def test_a_key_that_nobody_reads_is_an_error(tiny_model: TinyModelFactory) -> No
         ("llama.wkv_head_size", 0, errors.InvalidArgumentError),
     ],
 )
-def test_bad_overrides(tiny_model: TinyModelFactory, key: object, value: object, kind: type[Exception]) -> None:
+def test_bad_overrides(
+    tiny_model: TinyModelFactory, key: object, value: object, kind: type[Exception]
+) -> None:
     with pytest.raises(kind, match="kv_overrides"):
         Model(tiny_model("llama"), kv_overrides={key: value})
 
@@ -239,7 +251,7 @@ def test_values_of_numpy_and_whole_numbers_for_floats(tiny_model: TinyModelFacto
     assert [type(value) for value in found.values()] == [int, float]
 
 
-HOSTILE = '''
+HOSTILE = """
 import sys
 from llama_runner import errors
 from llama_runner.core import Batch, Context, Model
@@ -248,7 +260,8 @@ path = sys.argv[1]
 model = Model(path)
 refused = loaded = computed = 0
 for key, value in model.metadata.items():
-    for bad in (0, 1, 2, 3, 7, 64, 65, 1 << 16, 2**31 - 1, 2**32 - 1, 0.0, 1e-30, -1.0, 1e30, 3.4e38, True, False, "", "x"):
+    for bad in (0, 1, 2, 3, 7, 64, 65, 1 << 16, 2**31 - 1, 2**32 - 1, 0.0, 1e-30, -1.0, 1e30, 3.4e38, True, False,
+                "", "x"):
         print(key, bad, file=sys.stderr, flush=True)
         try:
             other = Model(path, kv_overrides={key: bad})
@@ -262,13 +275,17 @@ for key, value in model.metadata.items():
         except errors.LlamaRunnerError:
             refused += 1
 print(refused, loaded, computed)
-'''
+"""
 
 
 def test_no_override_ends_the_process(any_model_path: Path) -> None:
     """Each key of the file with values of each kind: refused, or the model loads and computes something."""
     run = subprocess.run(
-        [sys.executable, "-c", HOSTILE, str(any_model_path)], capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", HOSTILE, str(any_model_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
     assert run.returncode == 0, f"{run.returncode} at {run.stderr[-600:]}"
     refused, loaded, computed = map(int, run.stdout.split())

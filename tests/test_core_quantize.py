@@ -33,13 +33,21 @@ def wide(tiny_model: TinyModelFactory) -> Path:
     return tiny_model("llama", n_embd=256, n_ff=512)
 
 
+@pytest.fixture(scope="module")
+def narrow(tiny_model: TinyModelFactory) -> Path:
+    """The least that has a tensor of each kind in rows of 256: the grid searches are slow."""
+    return tiny_model("llama", n_layer=1, n_embd=256, n_ff=256, n_head=4, n_head_kv=1)
+
+
 def types_of(path: str | Path) -> dict[str, str]:
     return {tensor.name: tensor.type for tensor in read_gguf_header(path).tensors}
 
 
 def importance(path: Path, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return {t.name: rng.random(t.shape[0], np.float32) for t in read_gguf_header(path).tensors if len(t.shape) > 1}
+    return {
+        t.name: rng.random(t.shape[0], np.float32) for t in read_gguf_header(path).tensors if len(t.shape) > 1
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- what it writes
@@ -48,7 +56,8 @@ def importance(path: Path, seed: int = 0) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("name", "main", "error"),
     [
-        ("F32", "F32", 0.0), ("F16", "F16", 0.01), ("BF16", "BF16", 0.03), ("Q8_0", "Q8_0", 0.03), ("q6_k", "Q6_K", 0.1),
+        ("F32", "F32", 0.0), ("F16", "F16", 0.01), ("BF16", "BF16", 0.03), ("Q8_0", "Q8_0", 0.03),
+        ("q6_k", "Q6_K", 0.1),
         ("Q5_K_M", "Q5_K", 0.15), ("Q5_1", "Q5_1", 0.15), ("Q4_K_M", "Q4_K", 0.3), ("Q4_K", "Q4_K", 0.3),
         ("Q4_0", "Q4_0", 0.3), ("IQ4_XS", "IQ4_XS", 0.3), ("IQ4_NL", "IQ4_NL", 0.3), ("Q3_K_S", "Q3_K", 0.6),
     ],
@@ -69,32 +78,29 @@ def test_each_type_loads_and_says_about_the_same(
         assert not np.array_equal(before, after)
 
 
-@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "Q2_K_S", "Q2_K"])
-def test_types_with_an_imatrix(wide: Path, tmp_path: Path, name: str) -> None:
-    made = quantize(wide, tmp_path / "out.gguf", name, imatrix=importance(wide), n_threads=2)
+@pytest.mark.parametrize("name", ["IQ2_XXS", "IQ2_XS", "IQ3_XXS", "Q2_K_S"])
+def test_types_with_an_imatrix(narrow: Path, tmp_path: Path, name: str) -> None:
+    made = quantize(narrow, tmp_path / "out.gguf", name, imatrix=importance(narrow), n_threads=2)
     assert np.isfinite(first_row(made.paths[0])).all()
     assert made.bytes_after < made.bytes_before / 6
-    other = quantize(wide, tmp_path / "other.gguf", name, imatrix=importance(wide, 1), n_threads=1)
-    assert (tmp_path / "out.gguf").read_bytes() != (tmp_path / "other.gguf").read_bytes()
-    assert other.types == made.types
+    assert dict(made.types) == types_of(made.paths[0])
 
 
 @pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
-def test_only_the_ratios_of_an_imatrix_count(wide: Path, tmp_path: Path, scale: float) -> None:
-    plain = importance(wide)
+def test_only_the_ratios_of_an_imatrix_count(narrow: Path, tmp_path: Path, scale: float) -> None:
+    plain = importance(narrow)
     scaled = {name: values * np.float32(scale) for name, values in plain.items()}
     for name in ("IQ2_XS", "Q4_K_M"):
         for i, imatrix in enumerate((plain, scaled)):
-            quantize(wide, tmp_path / f"{i}.gguf", name, imatrix=imatrix, overwrite=True)
+            quantize(narrow, tmp_path / f"{i}.gguf", name, imatrix=imatrix, overwrite=True)
         assert (tmp_path / "0.gguf").read_bytes() == (tmp_path / "1.gguf").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"])
-def test_odd_imatrices_and_the_largest_weights(wide: Path, tmp_path: Path, name: str) -> None:
+def test_odd_imatrices_and_the_largest_weights(narrow: Path, tmp_path: Path) -> None:
     """In a process of its own: an assertion in a worker thread would end it."""
     source = tmp_path / "in.gguf"
-    data = bytearray(wide.read_bytes())
-    header = read_gguf_header(wide)
+    data = bytearray(narrow.read_bytes())
+    header = read_gguf_header(narrow)
     for tensor in header.tensors:
         if len(tensor.shape) > 1:
             at = header.data_offset + tensor.offset
@@ -108,24 +114,23 @@ from llama_runner.core import quantize
 from llama_runner.gguf import read_gguf_header
 rng = np.random.default_rng(0)
 shapes = {t.name: t.shape[0] for t in read_gguf_header(sys.argv[1]).tensors if len(t.shape) > 1}
-for make in (np.zeros, np.ones, lambda n: rng.random(n) < 0.02, lambda n: np.full(n, 3.4e38),
-             lambda n: np.full(n, 1e-45), lambda n: 10.0 ** rng.uniform(-45, 38, n)):
-    for pure in (False, True):
-        quantize(sys.argv[1], sys.argv[2], sys.argv[3], imatrix={k: make(n) for k, n in shapes.items()}, pure=pure,
-                 overwrite=True, n_threads=2)
+for make in (np.zeros, lambda n: rng.random(n) < 0.02, lambda n: np.full(n, 3.4e38),
+             lambda n: 10.0 ** rng.uniform(-45, 38, n)):
+    for name in ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"):
+        quantize(sys.argv[1], sys.argv[2], "Q8_0", tensor_types={"attn_[kv]": name},  # two will do
+                 imatrix={k: make(n) for k, n in shapes.items()}, overwrite=True, n_threads=2)
         print("made")
 """
-    for path in (wide, source):
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(path), str(tmp_path / "out.gguf"), name],
-            capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert (run.returncode, run.stdout.count("made")) == (0, 12), run.stderr[-2000:]
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(source), str(tmp_path / "out.gguf")],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout.count("made")) == (0, 28), run.stderr[-2000:]
 
 
-def test_requantizing_to_a_grid_type(wide: Path, tmp_path: Path) -> None:
+def test_requantizing_to_a_grid_type(narrow: Path, tmp_path: Path) -> None:
     """Scales so large that the search asserts: an error, on the calling thread, and not the end of the process."""
-    small = quantize(wide, tmp_path / "small.gguf", "Q8_0")
+    small = quantize(narrow, tmp_path / "small.gguf", "Q8_0")
     made = quantize(small.paths[0], tmp_path / "tiny.gguf", "IQ3_S", allow_requantize=True)
     assert np.isfinite(first_row(made.paths[0])).all()
     data = bytearray(Path(small.paths[0]).read_bytes())
@@ -146,7 +151,11 @@ except errors.ModelFormatError as error:
 print("alive")
 """
     run = subprocess.run(
-        [sys.executable, "-c", code, small.paths[0], str(tmp_path / "out.gguf")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, small.paths[0], str(tmp_path / "out.gguf")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
 
@@ -193,7 +202,9 @@ def test_single_tensors_of_other_types(wide: Path, tmp_path: Path) -> None:
 
 def test_threads_and_buffers_change_nothing(wide: Path, tmp_path: Path) -> None:
     files = []
-    for i, options in enumerate(({"n_threads": 1}, {"n_threads": 3}, {"max_buf_size": 1}, {"max_buf_size": 1 << 20})):
+    for i, options in enumerate(
+        ({"n_threads": 1}, {"n_threads": 3}, {"max_buf_size": 1}, {"max_buf_size": 1 << 20})
+    ):
         files.append(Path(quantize(wide, tmp_path / f"{i}.gguf", "Q4_K_M", **options).paths[0]).read_bytes())
     assert len(set(files)) == 1
 
@@ -265,14 +276,20 @@ def test_progress_counts_each_tensor(wide: Path, tmp_path: Path) -> None:
     n = len(read_gguf_header(wide).tensors)
     for options in ({}, {"dry_run": True}, {"only_copy": True}):
         seen: list[tuple[int, int]] = []
-        quantize(wide, tmp_path / "out.gguf", progress=lambda *a, s=seen: s.append(a), overwrite=True, **options)
+        quantize(
+            wide, tmp_path / "out.gguf", progress=lambda *a, s=seen: s.append(a), overwrite=True, **options
+        )
         assert seen == [(i, n) for i in range(n + 1)]
 
 
 def test_progress_of_fewer_layers_ends_at_all(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     made = quantize(
-        tiny_model("llama", n_layer=5), tmp_path / "out.gguf", "Q8_0", prune_layers=[1], progress=lambda *a: seen.append(a)
+        tiny_model("llama", n_layer=5),
+        tmp_path / "out.gguf",
+        "Q8_0",
+        prune_layers=[1],
+        progress=lambda *a: seen.append(a),
     )
     assert seen == [(i, len(made.types)) for i in range(len(made.types) + 1)]
 
@@ -312,7 +329,9 @@ def test_two_threads_at_once_each_with_its_own_progress(wide: Path, tmp_path: Pa
 
     def work(i: int) -> None:
         try:
-            quantize(wide, tmp_path / f"{i}.gguf", "Q4_K_M", progress=lambda done, total: seen[i].append(done))
+            quantize(
+                wide, tmp_path / f"{i}.gguf", "Q4_K_M", progress=lambda done, total: seen[i].append(done)
+            )
         except BaseException as error:
             failures.append(error)
 
@@ -371,7 +390,11 @@ except errors.StorageError:
     print("storage")
 """
     run = subprocess.run(
-        [sys.executable, "-c", code, str(wide), str(tmp_path / "out.gguf")], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code, str(wide), str(tmp_path / "out.gguf")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert run.stdout == "storage\n", run.stderr
     assert not os.listdir(tmp_path)
@@ -391,13 +414,19 @@ except errors.StorageError:
         ({"output_tensor_type": "Q8_K"}, errors.InvalidArgumentError),
         ({"token_embedding_type": "I32"}, errors.InvalidArgumentError),
         ({"token_embedding_type": "IQ2_XXS"}, errors.InvalidArgumentError),
-        ({"output_tensor_type": "IQ1_S", "imatrix": {"token_embd.weight": [1.0] * 256}}, errors.InvalidArgumentError),
+        (
+            {"output_tensor_type": "IQ1_S", "imatrix": {"token_embd.weight": [1.0] * 256}},
+            errors.InvalidArgumentError,
+        ),
         ({"tensor_types": {"embd": "IQ2_XS"}}, errors.InvalidArgumentError),
         ({"tensor_types": {"ffn": "Q8_1"}}, errors.InvalidArgumentError),
         ({"tensor_types": {"(": "Q8_0"}}, errors.InvalidArgumentError),
         ({"tensor_types": ["ffn"]}, errors.ArgumentTypeError),
         ({"type": "IQ2_XS"}, errors.InvalidArgumentError),
-        ({"type": "IQ2_S", "pure": True, "imatrix": {"blk.0.attn_q.weight": [1.0] * 256}}, errors.InvalidArgumentError),
+        (
+            {"type": "IQ2_S", "pure": True, "imatrix": {"blk.0.attn_q.weight": [1.0] * 256}},
+            errors.InvalidArgumentError,
+        ),
         ({"imatrix": [1]}, errors.ArgumentTypeError),
         ({"imatrix": {1: [1.0]}}, errors.ArgumentTypeError),
         ({"imatrix": {"blk.0.attn_q.weight": "x"}}, errors.ArgumentTypeError),

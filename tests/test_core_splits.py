@@ -41,7 +41,9 @@ def edit(path: Path, old: bytes, new: bytes) -> None:
 # ---------------------------------------------------------------------------------------------------- names
 
 
-@pytest.mark.parametrize(("prefix", "index", "count"), [("m", 0, 3), ("/a/b c/ü", 65534, 65535), ("x" * 5000, 1, 2)])
+@pytest.mark.parametrize(
+    ("prefix", "index", "count"), [("m", 0, 3), ("/a/b c/ü", 65534, 65535), ("x" * 5000, 1, 2)]
+)
 def test_a_name_and_its_prefix(prefix: str, index: int, count: int) -> None:
     name = split_path(prefix, index, count)
     assert name == f"{prefix}-{index + 1:05d}-of-{count:05d}.gguf"
@@ -123,7 +125,7 @@ def test_a_missing_part(parts: list[Path]) -> None:
     parts[1].unlink()
     with pytest.raises(errors.ModelNotFoundError, match=r"part 2 of 3.*00002-of-00003"):
         Model(parts[0])
-    with pytest.raises(errors.ModelFormatError, match="2 files are given.*1 of 3"):
+    with pytest.raises(errors.ModelFormatError, match=r"2 files are given.*1 of 3"):
         Model([parts[0], parts[2]])
 
 

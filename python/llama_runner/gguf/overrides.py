@@ -66,26 +66,33 @@ def check_overrides(header: GGUFHeader, overrides: Any, name: str = "kv_override
 def _check_key(header: GGUFHeader, key: Any, name: str) -> None:
     data = check_name(f"a key of {name}", key)
     if not 1 <= len(data) <= _LIMIT:
-        raise InvalidArgumentError(f"{name}: the key {key[:40]!r}… has {len(data)} bytes; it may have 1 to {_LIMIT}")
+        raise InvalidArgumentError(
+            f"{name}: the key {key[:40]!r}… has {len(data)} bytes; it may have 1 to {_LIMIT}"
+        )
     if key in _FIXED or key.startswith(_FIXED_PREFIXES):
-        raise InvalidArgumentError(f"{name}: {key!r} says how the file is to be read and cannot be another value")
+        raise InvalidArgumentError(
+            f"{name}: {key!r} says how the file is to be read and cannot be another value"
+        )
     if isinstance(header.kv.get(key), GGUFArray):
-        raise InvalidArgumentError(f"{name}: {key!r} is an array in the file; only single values can be replaced")
+        raise InvalidArgumentError(
+            f"{name}: {key!r} is an array in the file; only single values can be replaced"
+        )
 
 
-def _check_value(header: GGUFHeader, key: str, value: Any, what: str) -> Scalar:
+def _check_value(header: GGUFHeader, key: str, given: Any, what: str) -> Scalar:
     # a NumPy scalar is a number as well as Python's own
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():
-        value = value.item()
+    value: object = given.item() if hasattr(given, "item") and getattr(given, "shape", None) == () else given
     if not isinstance(value, (bool, int, float, str)):
-        raise ArgumentTypeError(f"{what}={value!r}: it is an int, float, bool or str, not {type(value).__name__}")
+        raise ArgumentTypeError(
+            f"{what}={value!r}: it is an int, float, bool or str, not {type(value).__name__}"
+        )
     own = header.kv.get(key)
     if own is not None:
         if isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**53 else math.inf
         if type(own) is not type(value):
             raise ArgumentTypeError(
-                f"{what}={value!r}: the file's is {own!r}, {type(own).__name__}; llama.cpp takes no {type(value).__name__}"
+                f"{what}={value!r}: the file's is {own!r}, {type(own).__name__}, not {type(value).__name__}"
             )
     if isinstance(value, bool):
         return value
@@ -103,7 +110,7 @@ def _check_hyperparameter(architecture: str, key: str, merged: Mapping[str, Any]
     short = key[len(architecture) + 1 :]
     value = merged[key]
     what = f"{name}[{key!r}]"
-    if isinstance(value, str) or isinstance(value, bool):
+    if isinstance(value, (str, bool)):
         if short == "rope.scaling.type" and value not in ("none", "linear", "yarn", "longrope"):
             raise InvalidArgumentError(f"{what}={value!r}: it is none, linear, yarn or longrope")
         return
@@ -132,8 +139,8 @@ def _check_rope(architecture: str, merged: Mapping[str, Any], what: str) -> None
         return
     if rotated % 2 or rotated > length:
         raise InvalidArgumentError(
-            f"{what}: {rotated} rotated dimensions (rope.dimension_count) in heads of {length}; it must be an even number "
-            "and no more than a head has"
+            f"{what}: {rotated} rotated dimensions (rope.dimension_count) in heads of {length}; "
+            "it must be an even number, and no more than a head has"
         )
 
 
@@ -144,7 +151,9 @@ def _check_experts(architecture: str, merged: Mapping[str, Any], what: str) -> N
 
     experts, used = number("expert_count"), number("expert_used_count")
     if used > experts or (experts and not used):
-        raise InvalidArgumentError(f"{what}: {used} experts used of {experts}; it must be from 1 to all of them")
+        raise InvalidArgumentError(
+            f"{what}: {used} experts used of {experts}; it must be from 1 to all of them"
+        )
     groups, groups_used = number("expert_group_count"), number("expert_group_used_count")
     if groups > 1 and (experts % groups or groups >= experts or not 0 < groups_used < groups):
         raise InvalidArgumentError(

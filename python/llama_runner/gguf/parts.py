@@ -41,7 +41,9 @@ class ModelFile:
     def digest(self) -> str:
         """``sample_digest`` over all parts."""
         digests = [sample_digest(path) for path in self.paths]
-        return digests[0] if len(digests) == 1 else hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
+        if len(digests) == 1:
+            return digests[0]
+        return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def read_model_file(paths: Sequence[str]) -> ModelFile:
@@ -54,7 +56,9 @@ def read_model_file(paths: Sequence[str]) -> ModelFile:
     count = header.split_count
     if count == 1:
         if len(paths) > 1:
-            raise ModelFormatError(f"{len(paths)} files are given, and {paths[0]!r} is a whole model, not a part of one")
+            raise ModelFormatError(
+                f"{len(paths)} files are given, and {paths[0]!r} is a whole model, not a part"
+            )
         return ModelFile((paths[0],), (header,))
     if len(paths) == 1:
         paths = _names_of_parts(paths[0], count)
@@ -105,7 +109,8 @@ def _check_tensors(paths: Sequence[str], headers: Sequence[GGUFHeader]) -> None:
             other = seen.setdefault(tensor.name, path)
             if other is not path:
                 raise ModelFormatError(
-                    f"tensor {tensor.name!r} is in {other!r} and in {os.path.basename(path)!r}: parts of different models?"
+                    f"tensor {tensor.name!r} is in {other!r} and in {os.path.basename(path)!r}: "
+                    "parts of different models?"
                 )
     expected = headers[0].kv.get("split.tensors.count")
     if expected != len(seen):

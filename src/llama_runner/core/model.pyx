@@ -29,7 +29,7 @@ from llama_runner._c.native cimport (
 )
 from llama_runner.core._native cimport drain_log, enter_exclusive, enter_shared, ensure_runtime, take_string
 from llama_runner.core.model_facts cimport model_facts, sampling_metadata
-from llama_runner.core.model_params cimport ModelParams, model_params
+from llama_runner.core.model_params cimport model_params
 
 from llama_runner import errors
 from llama_runner._check import check_name, check_path
@@ -462,7 +462,7 @@ cdef class Model:
 
     @property
     def sampling_metadata(self):
-        """The sampling settings that the file recommends, as a dict of text, such as ``{"temp": "0.6", "top_k": "20"}``.
+        """The sampling settings that the file recommends, as a dict of text, such as ``{"top_k": "20"}``.
 
         Wraps ``llama_model_meta_key_str``; keys are those of ``general.sampling``, absent where the file has none.
         """
@@ -523,5 +523,7 @@ def load_error(paths, lines):
             f"not enough memory to load {path} ({size / 2**20:.0f} MiB)"
         ).with_log(lines)
     if "not implemented for architecture" in text or "does not support split buffers" in text:
-        return errors.ModelCapabilityError(f"{path} cannot be split that way: choose another split_mode").with_log(lines)
+        return errors.ModelCapabilityError(
+            f"{path} cannot be split that way: choose another split_mode"
+        ).with_log(lines)
     return errors.ModelFormatError(f"llama.cpp cannot load {path}").with_log(lines)

@@ -70,7 +70,7 @@ cdef int MAX_PATTERN = 1024
 
 
 cdef class ModelParams:
-    """``llama_model_params`` and the arrays that it points into; a model holds it, since llama.cpp keeps the pointers."""
+    """``llama_model_params`` and the arrays that it points into. A model holds it: llama.cpp keeps pointers."""
 
     def __cinit__(self):
         self.c = llama_model_default_params()
@@ -85,8 +85,7 @@ cdef class ModelParams:
 
     cdef int set_devices(self, devices, int main_gpu) except -1:
         """The devices to offload to, and that ``main_gpu`` and the split mode have one to work with."""
-        cdef size_t i, n_devices = 0
-        cdef ggml_backend_dev_t device
+        cdef size_t n_devices = 0
         usable = offload_devices()
         if devices is not None:
             names = [check_name("a name in devices", name) for name in check_list("devices", devices, str)]
@@ -121,7 +120,9 @@ cdef class ModelParams:
             return 0
         shares = [check_float("a number in tensor_split", v, 0, 1e30) for v in check_list("tensor_split", values, None)]
         if not 1 <= len(shares) <= most:
-            raise errors.InvalidArgumentError(f"tensor_split has {len(shares)} numbers: it has one a device, 1 to {most}")
+            raise errors.InvalidArgumentError(
+                f"tensor_split has {len(shares)} numbers: it has one a device, 1 to {most}"
+            )
         largest = max(shares)
         if largest == 0:
             raise errors.InvalidArgumentError("tensor_split is all zeros: at least one device gets a share")
@@ -273,7 +274,8 @@ cdef bytes check_pattern(str name, pattern):
         states *= max(1, int(number))
     if not data or len(data) > MAX_PATTERN or states > MAX_STATES:
         raise errors.InvalidArgumentError(
-            f"{name}: the pattern {pattern[:60]!r} is empty, longer than {MAX_PATTERN} bytes, or repeats too much in braces"
+            f"{name}: the pattern {pattern[:60]!r} is empty, longer than {MAX_PATTERN} bytes, "
+            "or repeats too much in braces"
         )
     with nogil:
         found = lr_regex_search(c_data, b"", &error)

@@ -30,8 +30,7 @@ from llama_runner.core.model_params cimport check_pattern, new_overrides
 from llama_runner import errors
 from llama_runner._check import check_bool, check_int, check_name, check_path
 from llama_runner.core.splits import split_path
-from llama_runner.gguf import check_overrides, read_model_file
-from llama_runner.gguf.tables import FILE_TYPES, GGML_TYPES, tensor_bytes
+from llama_runner.gguf import check_overrides, read_model_file, tables
 from llama_runner.measures import QuantizeResult
 from llama_runner.system import usable_physical_cores
 
@@ -45,11 +44,11 @@ cdef tuple TENSOR_TYPES = (
     "IQ4_NL", "IQ4_XS",
 )
 # of file types, all but the one that llama.cpp has no rule for
-cdef dict TYPES = {name: number for number, name in FILE_TYPES.items() if name != "NVFP4"}
+cdef dict TYPES = {name: number for number, name in tables.FILE_TYPES.items() if name != "NVFP4"}
 TYPES.update(Q3_K=TYPES["Q3_K_M"], Q4_K=TYPES["Q4_K_M"], Q5_K=TYPES["Q5_K_M"])
-cdef dict TYPE_IDS = {name: number for number, (name, _, _) in GGML_TYPES.items()}
+cdef dict TYPE_IDS = {name: number for number, (name, _, _) in tables.GGML_TYPES.items()}
 cdef dict TYPE_NAMES = {name.lower(): name for name in TYPE_IDS}
-cdef dict BLOCKS = {name: block for name, block, _ in GGML_TYPES.values()}
+cdef dict BLOCKS = {name: block for name, block, _ in tables.GGML_TYPES.values()}
 # which cannot be made without an importance matrix; of the first two tensors of a model llama.cpp overlooks it
 cdef frozenset NEEDS_IMATRIX = frozenset({"IQ2_XXS", "IQ2_XS", "IQ1_S"})
 cdef frozenset UNCHECKED = frozenset({"token_embd.weight", "per_layer_token_embd.weight", "output.weight"})
@@ -178,25 +177,27 @@ def quantize(
     type : the file type, such as ``"Q8_0"``, ``"Q4_K_M"``, ``"IQ4_XS"``, ``"F16"``; upper or lower case.
     n_threads : 1 to 512; None for the physical cores this process may use.
     output_tensor_type, token_embedding_type : tensor types, such as ``"Q6_K"``, for these two.
-    tensor_types : a mapping from regular expressions to tensor types; the first that is found in a tensor's name counts,
-        where ``type`` is a quantized one.
+    tensor_types : a mapping from regular expressions to tensor types; the first that is found in a tensor's name
+        counts, where ``type`` is a quantized one.
     imatrix : the importance of each input of a tensor: a mapping from tensor name to a float32 array of one value a
         column, times the experts. The IQ1, IQ2 and IQ3_XXS types, and Q2_K_S, cannot do without.
     kv_overrides : metadata to write in place of the file's, as for ``Model``.
     prune_layers : indices of layers to leave out.
     allow_requantize : take quantized tensors as a source; to the IQ1, IQ2 and IQ3 types with one thread.
-    quantize_output_tensor : False keeps ``output.weight`` as it is. only_copy : keep all as they are; joins a split model.
-    pure : ``type`` for all tensors, without the mixture that is known to be better. keep_split : as many parts as before.
+    quantize_output_tensor : False keeps ``output.weight`` as it is.
+    only_copy : keep all as they are; joins a split model. keep_split : write as many parts as there were.
+    pure : ``type`` for all tensors, without the mixture that is known to be better.
     dry_run : write nothing, and return what would have been. max_buf_size : most bytes of rows in memory, up to 8 GiB.
     overwrite : replace a file at ``output``.
     progress : called with (tensors done, tensors in all), before each tensor and at the end; returning False cancels
         before the next tensor, which is as soon as llama.cpp can stop; its errors are raised.
 
-    Returns a QuantizeResult. Files are written under another name beside ``output`` and renamed when all is done, so that
-    after an error, or a cancel (LlamaRuntimeError), nothing has changed.
+    Returns a QuantizeResult. Files are written under another name beside ``output`` and renamed when all is done, so
+    that after an error, or a cancel (LlamaRuntimeError), nothing has changed.
 
     Raises ModelNotFoundError, ModelFormatError, UnsupportedModelError, ModelCapabilityError (what the model or the type
-    cannot do), StorageError (``output`` exists or cannot be written), InvalidArgumentError, ArgumentTypeError. Any thread.
+    cannot do), StorageError (``output`` exists or cannot be written), InvalidArgumentError, ArgumentTypeError.
+    Any thread; the GIL is released.
     """
     cdef _Job job = _Job()
     source = read_model_file((check_path(input),))
@@ -327,9 +328,7 @@ cdef object failure(source, list lines):
     if "no tensor type fallback" in text or "cannot dequantize" in text or "unsupported for integer" in text:
         return errors.ModelCapabilityError(f"{path} cannot be quantized to that type").with_log(lines)
     if "iostream" in text or "basic_ios" in text or "failbit" in text:
-        return errors.StorageError("the output cannot be written: no such folder, no permission, or a full disk").with_log(
-            lines
-        )
+        return errors.StorageError("the output cannot be written: no permission, or a full disk").with_log(lines)
     return errors.ModelFormatError(f"llama.cpp cannot quantize {path}").with_log(lines)
 
 
@@ -350,7 +349,7 @@ cdef object result(dict tensors, str report, tuple paths):
         paths=paths,
         types=MappingProxyType(types),
         bytes_before=sum(tensor.n_bytes for tensor in tensors.values()),
-        bytes_after=sum(tensor_bytes(tensors[name].shape, TYPE_IDS[types[name]]) for name in types),
+        bytes_after=sum(tables.tensor_bytes(tensors[name].shape, TYPE_IDS[types[name]]) for name in types),
     )
 
 
@@ -443,8 +442,8 @@ cdef dict check_imatrix(list tensors, imatrix):
         shape = shapes.get(name)
         if array.size == 0 or (shape is not None and array.size != shape[0] * (shape[2] if len(shape) > 2 else 1)):
             raise errors.InvalidArgumentError(
-                f"imatrix[{name!r}] has {array.size} values: it has one for each column of the tensor, times the experts"
-                + (f", here {shape[0] * (shape[2] if len(shape) > 2 else 1)}" if shape else "")
+                f"imatrix[{name!r}] has {array.size} values: it has one for each column of the tensor, times the "
+                "experts" + (f", here {shape[0] * (shape[2] if len(shape) > 2 else 1)}" if shape else "")
             )
         if not (np.isfinite(array).all() and array.min() >= 0):
             raise errors.InvalidArgumentError(f"imatrix[{name!r}]: all values must be finite and at least 0")
@@ -504,7 +503,8 @@ cdef int check_magnitude(file, str path, offset, tensor) except -1:
         largest = float(top.view(np.float32)[0])
         if not largest <= MAX_WEIGHT:
             raise errors.ModelFormatError(
-                f"{path}: {tensor.name} has a weight of {largest:g}; the IQ1, IQ2 and IQ3 types take up to {MAX_WEIGHT:g}"
+                f"{path}: {tensor.name} has a weight of {largest:g}; the IQ1, IQ2 and IQ3 types take up to "
+                f"{MAX_WEIGHT:g}"
             )
     return 0
 
