@@ -20,14 +20,23 @@ import pytest
 
 from fixtures_models import TinyModelFactory
 from llama_runner import errors
-from llama_runner.core import Batch, ChatTemplate, Context, Detokenizer, Memory, Model, SamplerChain, Vocab
+from llama_runner.core import (
+    Batch,
+    ChatParser,
+    ChatTemplate,
+    Context,
+    Detokenizer,
+    Memory,
+    Model,
+    SamplerChain,
+    Vocab,
+)
 
 DRIVER = '''
 import json, sys
 import numpy as np
 from llama_runner import errors
-from llama_runner.core import (
-    Batch, ChatTemplate, Context, Detokenizer, Memory, Model, SamplerChain, Vocab, apply_rows, sample_rows)
+from llama_runner.core import *
 
 paths = json.loads(sys.argv[1])
 BAD = [
@@ -288,6 +297,17 @@ sweep("apply", template.apply, ([message],),
 for key in ("role", "content", "tool_calls", "name", "reasoning_content", "tool_call_id"):
     sweep("message " + key, lambda bad: template.apply([{**message, key: bad}]), ("a",))
 assert template.apply([message]).startswith("<|im_start|>user")
+sweep("render", template.render, ([message],),
+      {"tools": None, "tool_choice": "auto", "parallel_tool_calls": True, "json_schema": {}, "grammar": None,
+       "reasoning_format": "auto", "enable_thinking": True, "add_generation_prompt": True,
+       "continue_final_message": False, "template_kwargs": {}})
+prompt = template.render([message])
+parser = prompt.parser()
+sweep("ChatParser", ChatParser, (prompt,), {"timeout": 1.0})
+sweep("parse", parser.parse, ("a",), {"partial": False})
+sweep("push", parser.push, ("a",))
+sweep("finish", parser.finish)
+sweep("json_schema_to_grammar", json_schema_to_grammar, ({},), {"ignore_unsupported": False, "timeout": 1.0})
 """,
 }
 
@@ -360,7 +380,7 @@ assert ChatTemplate(model).apply([message]).startswith("<|im_start|>user")
 def test_every_public_method_is_attacked() -> None:
     text = "".join(GROUPS.values())
     harmless = {"reset", "clone"}  # take no argument, and are called there
-    for kind in (Model, Vocab, Context, Batch, Memory, SamplerChain, ChatTemplate, Detokenizer):
+    for kind in (Model, Vocab, Context, Batch, Memory, SamplerChain, ChatTemplate, ChatParser, Detokenizer):
         assert kind.__name__ in text
         for name in dir(kind):
             if not name.startswith("_") and callable(getattr(kind, name)) and name not in harmless:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from llama_runner._syntax import MAX_COUNT
+from llama_runner._syntax import MAX_REPEAT
 from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
 
 __all__ = ["check_any_schema", "check_schema", "check_tools"]
@@ -272,8 +272,8 @@ class _Checker:
     def check_counts(self, node: Schema, low: str, high: str, path: str) -> None:
         for key in (low, high):
             count = node.get(key, 0)
-            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
-                raise self.problem(path, f"{key}={count!r}: a grammar counts from 0 to {MAX_COUNT}")
+            if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_REPEAT:
+                raise self.problem(path, f"{key}={count!r}: a grammar counts from 0 to {MAX_REPEAT}")
         if high in node and node.get(low, 0) > node[high]:
             raise self.problem(path, f"{low}={node[low]} is more than {high}={node[high]}")
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 
 import cython
 
@@ -162,7 +163,7 @@ cdef class ChatTemplate:
         are left out. Raises InvalidArgumentError for what is refused; nothing is changed.
         """
         self.check_made()
-        request = make_request(messages, tools, add_generation_prompt, enable_thinking, template_kwargs or {})
+        request = make_request(messages, tools, add_generation_prompt, enable_thinking, check_kwargs(template_kwargs))
         request["tool_choice"] = check_choice("tool_choice", tool_choice, TOOL_CHOICES)
         request["reasoning_format"] = check_choice("reasoning_format", reasoning_format, REASONING_FORMATS)
         if parallel_tool_calls is None:
@@ -181,11 +182,19 @@ cdef class ChatTemplate:
             request["continue_final_message"] = continue_final_message
             request["add_generation_prompt"] = False
         found = json.loads(self.run(True, request))
-        if json_schema is not None and not tools and found["notes"]:
+        if json_schema is not None and not request.get("tools") and found["notes"]:
             raise errors.InvalidArgumentError(f"json_schema: {found['notes'].strip()}")
         if grammar is not None:  # upstream leaves one of the caller's own to the caller
             found["grammar"] = request["grammar"]
         return ChatPrompt.from_description(found)
+
+
+cdef dict check_kwargs(template_kwargs):
+    if template_kwargs is None:
+        return {}
+    if not isinstance(template_kwargs, Mapping) or not all(isinstance(key, str) for key in template_kwargs):
+        raise errors.ArgumentTypeError("template_kwargs is a dict with the names of the template's variables")
+    return dict(template_kwargs)
 
 
 cdef dict make_request(messages, tools, add_generation_prompt, enable_thinking, template_kwargs):
@@ -199,7 +208,7 @@ cdef dict make_request(messages, tools, add_generation_prompt, enable_thinking, 
         request["tools"] = list(tools)
         check_tools(request["tools"])
     if template_kwargs:
-        request["template_kwargs"] = dict(template_kwargs)
+        request["template_kwargs"] = template_kwargs
     return request
 
 
