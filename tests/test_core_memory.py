@@ -149,7 +149,8 @@ def test_streams_of_their_own_copy_whole_sequences_only(tiny_model: TinyModelFac
         with pytest.raises(errors.LlamaRunnerError, match="kv_unified"):
             ctx.memory.seq_cp(0, 1, 0, 10)
         assert span(ctx, 1) == (-1, -1)
-        ctx.memory.seq_cp(0, 1)
+        ctx.memory.seq_cp(2, 3, 0, 1)  # nothing
+        ctx.memory.seq_cp(0, 1, 0, 30)  # all of it
         assert same(feed(ctx, TOKENS[30:31], 30, 1), fresh(ctx, TOKENS[:31]))
 
 

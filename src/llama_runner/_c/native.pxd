@@ -5,7 +5,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libcpp cimport bool
 
 from llama_runner._c.ggml cimport ggml_backend_buffer_t, ggml_type
-from llama_runner._c.llama cimport llama_context, llama_model
+from llama_runner._c.llama cimport llama_batch, llama_context, llama_model
 
 
 cdef extern from "llama_runner.h" nogil:
@@ -65,6 +65,7 @@ cdef extern from "llama_runner.h" nogil:
     bool lr_memory_pending(const llama_context *ctx)
     int lr_memory_flush(llama_context *ctx, lr_abort *abort, char **error)
     int lr_memory_shared(const llama_context *ctx, int seq, int32_t p0, int32_t p1)
+    int32_t lr_memory_first(const llama_context *ctx, int seq)
     bool lr_memory_same(const llama_context *ctx, int a, int b)
     bool lr_memory_window_holds(const llama_context *ctx, int seq, int32_t p0, int32_t end)
     bool lr_memory_move_holds(
@@ -72,6 +73,7 @@ cdef extern from "llama_runner.h" nogil:
     )
     void lr_memory_seq_div(llama_context *ctx, int seq, int32_t p0, int32_t p1, int32_t divisor) except +
     bool lr_memory_rolled_back(const llama_context *ctx, int seq)
+    int lr_memory_batch_loses(llama_context *ctx, const llama_batch *batch, char **error)
     void lr_memory_tails(const llama_context *ctx, int32_t *tails)
     void lr_memory_take_back(
         llama_context *ctx, const int32_t *before, const int32_t *tails, bool computed, uint8_t *emptied

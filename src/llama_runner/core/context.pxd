@@ -40,6 +40,7 @@ cdef class Context(ContextState):
     cdef int keep_views(self) except -1
     cdef int settle(self) except -1
     cdef int check_sharing(self, Batch batch) except -1
+    cdef int check_window(self, Batch batch) except -1
     cdef tuple take_back(self, const int32_t *before, const int32_t *tails, bint computed)
     cdef float *logits_row(self, int i) except NULL
     cdef int output_index(self, int i) except -1

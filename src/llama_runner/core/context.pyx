@@ -58,6 +58,8 @@ from llama_runner._c.native cimport (
     lr_guard_try_shared,
     LR_MEMORY_FULL,
     LR_MEMORY_STATE,
+    LR_MEMORY_WINDOW,
+    lr_memory_batch_loses,
     lr_memory_breakdown,
     lr_memory_flush,
     lr_memory_kind,
@@ -340,8 +342,9 @@ cdef class Context(ContextState):
         DecodeError (anything else). A signal handler's exception, such as KeyboardInterrupt, is raised the same way.
         What cannot be brought back is empty then, never wrong: sequences with a recurrent state that the computation
         had reached, or a sliding window that had moved on. The message and ``DecodeError.emptied`` say which.
-        A row of several sequences is computed once, for sequences that hold the same cells: InvalidArgumentError for
-        others, ModelCapabilityError with ``kv_unified=False`` or a recurrent model.
+        With a sliding window, InvalidArgumentError for more than ``n_ubatch`` rows that cannot be computed one part
+        after another. A row of several sequences is computed once, for sequences that hold the same cells:
+        InvalidArgumentError for others, ModelCapabilityError with ``kv_unified=False`` or a recurrent model.
         """
         self.enter()
         try:
@@ -378,6 +381,8 @@ cdef class Context(ContextState):
             self.n_outputs = 0
             if lr_memory_pending(self.ptr):
                 self.settle()
+            if self.memory_parts & LR_MEMORY_WINDOW and batch.c.n_tokens > self.n_ubatch:
+                self.check_window(batch)
             lr_memory_tails(self.ptr, tails)
             lr_abort_arm(self.abort_state, PyThread_get_thread_ident() == main_thread_ident, deadline)
             try:
@@ -428,6 +433,21 @@ cdef class Context(ContextState):
         batch.check_ids(self.n_vocab, self.n_seq_max)
         if batch.seq_width > 1 and self.mem != NULL:
             self.check_sharing(batch)
+        return 0
+
+    cdef int check_window(self, Batch batch) except -1:
+        """Of a batch in several parts, llama.cpp may drop what the first attend to for the sake of the last."""
+        cdef char *error = NULL
+        cdef int seq
+        with nogil:
+            seq = lr_memory_batch_loses(self.ptr, &batch.c, &error)
+        if error != NULL:
+            raise native_error(RuntimeError(take_string(error)), "looking for room")
+        if seq >= 0:
+            raise errors.InvalidArgumentError(
+                f"the batch has {batch.c.n_tokens} rows: the sliding window of sequence {seq} would lose positions "
+                f"that they attend to; decode at most n_ubatch={self.n_ubatch} rows at a time"
+            )
         return 0
 
     cdef int check_sharing(self, Batch batch) except -1:

@@ -20,6 +20,7 @@ from llama_runner._c.native cimport (
     LR_MEMORY_STATE,
     LR_MEMORY_WINDOW,
     lr_memory_cells,
+    lr_memory_first,
     lr_memory_move_holds,
     lr_memory_rolled_back,
     lr_memory_seq_div,
@@ -116,6 +117,8 @@ cdef class Memory:
                 return
             self.check_free(dst, low, high)
             self.check_whole(src, low, high)
+            if not self.context.unified or self.has_states():
+                low = high = -1  # upstream asserts that a whole sequence is asked for in these words
             try:
                 llama_memory_seq_cp(self.context.mem, src, dst, low, high)
             except RuntimeError as error:
@@ -125,7 +128,7 @@ cdef class Memory:
 
     cdef int check_whole(self, int src, int low, int high) except -1:
         cdef int last = llama_memory_seq_pos_max(self.context.mem, src)
-        cdef int first = 0 if self.has_states() else llama_memory_seq_pos_min(self.context.mem, src)
+        cdef int first = 0 if self.has_states() else lr_memory_first(self.context.ptr, src)
         cdef bint part = low > max(first, 0) or 0 <= high <= last
         if part and (self.has_states() or not self.context.unified):
             raise errors.ModelCapabilityError(
@@ -145,7 +148,7 @@ cdef class Memory:
         return 0
 
     cdef int check_free(self, int dst, int low, int high) except -1:
-        cdef int first = llama_memory_seq_pos_min(self.context.mem, dst)
+        cdef int first = lr_memory_first(self.context.ptr, dst)  # a window's would be later
         cdef int last = llama_memory_seq_pos_max(self.context.mem, dst)
         if last >= 0 and (high < 0 or first < high) and (low < 0 or last >= low):
             raise errors.InvalidArgumentError(
@@ -237,9 +240,8 @@ cdef class Memory:
 
     cdef int check_shift(self, int seq, int low, int high, int64_t delta) except -1:
         """Upstream drops a cell whose position becomes negative, without a word."""
-        # pos_min is that of the state or of the window, which may be above that of the cells
-        cdef bint cells_only = self.parts & (LR_MEMORY_WINDOW | LR_MEMORY_STATE) == 0
-        cdef int64_t first = max(low, llama_memory_seq_pos_min(self.context.mem, seq) if cells_only else 0)
+        # pos_min is that of the state or of the window; where there are no cells, the state stands for all from 0
+        cdef int64_t first = max(low, lr_memory_first(self.context.ptr, seq))
         cdef int64_t last = llama_memory_seq_pos_max(self.context.mem, seq)
         if high >= 0:
             last = min(last, <int64_t> high - 1)

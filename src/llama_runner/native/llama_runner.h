@@ -121,6 +121,9 @@ LR_API int  lr_memory_flush(struct llama_context * ctx, lr_abort * abort, char *
 // Another sequence that owns a cell of this one in [p0, p1), or -1.
 LR_API int lr_memory_shared(const struct llama_context * ctx, int seq, int32_t p0, int32_t p1);
 
+// The first position of a sequence in the full part, -1 where it is empty; 0 where there is no such part.
+LR_API int32_t lr_memory_first(const struct llama_context * ctx, int seq);
+
 // Whether two sequences own exactly the same cells.
 LR_API bool lr_memory_same(const struct llama_context * ctx, int a, int b);
 
@@ -133,6 +136,10 @@ LR_API void lr_memory_seq_div(struct llama_context * ctx, int seq, int32_t p0, i
 
 // Whether the state of a sequence is one from before its last tokens, chosen by llama_memory_seq_rm, until it is decoded.
 LR_API bool lr_memory_rolled_back(const struct llama_context * ctx, int seq);
+
+// Finding room for all parts of a batch beforehand, llama.cpp drops positions that the last part no longer attends to and
+// the first still does. Returns a sequence that would lose some, with the memory as it was, or -1; *error set on failure.
+LR_API int lr_memory_batch_loses(struct llama_context * ctx, const struct llama_batch * batch, char ** error);
 
 // After a decode that failed: removes what it left. `before` has the last position of each of the 256 sequences from
 // before it, -2 for one that was not in the batch, and `tails` what lr_memory_tails wrote then. `emptied[seq]` becomes 1
