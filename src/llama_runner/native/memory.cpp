@@ -58,6 +58,17 @@ lr_memory_parts lr_parts_of(const llama_context * ctx) {
 
 namespace {
 
+// Where the search for free cells goes on, in each stream. A rehearsal of it must leave no trace, and upstream puts these
+// back in the wrong streams; only the private member is to be had, and this is the way that the language allows.
+std::vector<uint32_t> & heads_of(llama_kv_cache & cache);
+
+template <std::vector<uint32_t> llama_kv_cache::* Member> struct reach_heads {
+    friend std::vector<uint32_t> & heads_of(llama_kv_cache & cache) {
+        return cache.*Member;
+    }
+};
+template struct reach_heads<&llama_kv_cache::v_heads>;
+
 constexpr llama_pos END = std::numeric_limits<llama_pos>::max();
 
 llama_kv_cache * cache_of(const lr_memory_parts & parts, int part) {
@@ -384,6 +395,7 @@ int lr_memory_batch_loses(llama_context * ctx, const llama_batch * batch, char *
             next[seq] = parts.full->seq_pos_max(seq) + 1;
             held.push_back(parts.window->get_cells(seq).seq_pos_get(seq));
         }
+        const auto full_heads = heads_of(*parts.full), window_heads = heads_of(*parts.window);
         std::vector<llama_kv_cells> saved;
         for (uint32_t stream = 0; stream < parts.window->get_n_stream(); ++stream) {
             auto & cells = cells_of(*parts.window, stream);
@@ -407,6 +419,8 @@ int lr_memory_batch_loses(llama_context * ctx, const llama_batch * batch, char *
         for (uint32_t stream = 0; stream < saved.size(); ++stream) {
             cells_of(*parts.window, stream).set(0, saved[stream]);
         }
+        heads_of(*parts.full)   = full_heads;
+        heads_of(*parts.window) = window_heads;
     } catch (const std::exception & e) {
         *error = lr_copy_string(e.what());
     }
