@@ -306,6 +306,47 @@ def test_a_fork_that_a_window_cannot_follow(tiny_model: TinyModelFactory) -> Non
             assert same(row, feed(whole, TOKENS[500:501], at))
 
 
+def test_what_a_window_has_dropped_is_still_held(tiny_model: TinyModelFactory) -> None:
+    # seq_pos_min is that of the windowed half; the other has the sequence from its start
+    with windowed(tiny_model) as ctx:
+        feed(ctx, TOKENS[:40], 0, 1)
+        with pytest.raises(errors.InvalidArgumentError, match="holds positions 0 to 399"):
+            ctx.memory.seq_cp(1, 0, 0, 30)
+    streams = windowed(tiny_model, kv_unified=False, n_seq_max=2)
+    with streams, pytest.raises(errors.ModelCapabilityError, match="a part"):
+        streams.memory.seq_cp(0, 1, 50, -1)
+
+
+def test_parts_of_a_batch_that_a_window_cannot_hold_at_once(tiny_model: TinyModelFactory) -> None:
+    # with room found for the last part, upstream has dropped what the first attends to, and answers without it
+    with make(tiny_model("swa"), swa_full=False, n_ubatch=32, n_seq_max=3) as ctx:
+        feed(ctx, TOKENS[200:232])
+        feed(ctx, TOKENS[:32], 0, 2)
+        assert ctx.memory.seq_rm(0)
+        ctx.memory.seq_cp(2, 0)
+        assert ctx.memory.seq_rm(2, 8, -1)
+        rows = [
+            (int(TOKENS[start + i]), start + i, seq)
+            for i in range(40)
+            for seq, start in ((0, 32), (1, 0), (2, 8))
+        ]
+        batch = Batch(120)
+        for row in rows:
+            batch.add(*row, logits=row[1] >= 40)
+        before = [table.pos.tolist() for table in ctx.memory.cells()]
+        with pytest.raises(errors.InvalidArgumentError, match="at most n_ubatch=32"):
+            ctx.decode(batch)
+        assert [table.pos.tolist() for table in ctx.memory.cells()] == before
+        for start in range(0, 120, 30):
+            part = Batch(30)
+            for row in rows[start : start + 30]:
+                part.add(*row, logits=True)
+            ctx.decode(part)
+        with make(tiny_model("swa")) as whole:
+            assert same(ctx.logits(27), feed(whole, TOKENS[:72]))
+            assert same(ctx.logits(29), feed(whole, TOKENS[:48], 0, 1))
+
+
 def test_a_fork_keeps_what_slid_out_of_its_window(tiny_model: TinyModelFactory) -> None:
     with windowed(tiny_model) as ctx:
         ctx.memory.seq_cp(0, 1)
@@ -346,16 +387,22 @@ def test_a_move_that_a_window_cannot_follow(tiny_model: TinyModelFactory) -> Non
 
 
 def test_a_stopped_decode_that_a_window_cannot_step_back_from(tiny_model: TinyModelFactory) -> None:
-    path = tiny_model("swa", n_ctx_train=8192)
+    path = tiny_model("swa", n_ctx_train=8192, n_layer=6)
     with make(path, swa_full=False, n_ubatch=32, n_ctx=8192, n_batch=8192) as ctx:
-        feed(ctx, TOKENS[:100])
         kept = feed(ctx, TOKENS[200:301], 0, 1)
         ctx.memory.seq_rm(1, 100, -1)
         batch = Batch(8000)
         batch.add_sequence(TOKENS[100:8000], 100)
-        with pytest.raises(errors.DecodeAbortedError, match="cannot step back") as caught:
-            ctx.decode(batch, timeout=0.2)
+        for attempt in range(6):
+            feed(ctx, TOKENS[:100])
+            with pytest.raises(errors.DecodeAbortedError) as caught:
+                ctx.decode(batch, timeout=0.1 * 2**attempt)
+            if caught.value.emptied:
+                break
+            assert span(ctx, 0)[1] == 99  # stopped before it had left the window behind
+            assert ctx.memory.seq_rm(0)
         assert caught.value.emptied == (0,)
+        assert "cannot step back" in str(caught.value)
         assert span(ctx, 0) == (-1, -1)
         assert all(table.owned_by(0).size == 0 for table in ctx.memory.cells())
         assert same(feed(ctx, TOKENS[300:301], 100, 1), kept)

@@ -7,6 +7,7 @@ and values know their own token alone, that holds after any edit, and NumPy comp
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +27,8 @@ from hypothesis.stateful import (
 
 from fixtures_models import TinyModelFactory
 from llama_runner import errors
-from llama_runner.core import Batch, CellAccount, Context, Model
 from llama_runner.cells import Saved
+from llama_runner.core import Batch, CellAccount, Context, Model
 from reference_llama import OneLayerLlama
 
 N_SEQ = 4
@@ -461,13 +462,44 @@ def test_ten_thousand_steps(tiny_model: TinyModelFactory, tmp_path: Path, name: 
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate],
+            phases=[Phase.generate, Phase.shrink],
         ),
     )
     print(f"{name}: {machine.steps} steps, {machine.checked} rows compared, {machine.refused} refusals")
     assert machine.steps >= 10_000 / len(KINDS)
     assert machine.checked >= machine.steps / 10
     assert machine.refused > 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_stopped_at_any_time(tiny_model: TinyModelFactory, tmp_path: Path, name: str) -> None:
+    """Batches of many parts, stopped after some of them: what is left is exact, or empty and said to be."""
+    machine = machine_of(tiny_model, name, tmp_path)
+    run, rng = machine(), random.Random(name)
+    run.start()
+    stopped = 0
+    for _ in range(60):
+        chosen = rng.sample(range(N_SEQ), rng.choice([1, 2, 3]))
+        n = rng.randrange(1, 40)
+        batch, added, last = Batch(128), {seq: run.new_cells(seq, n) for seq in chosen}, {}
+        for seq, log in added.items():
+            for i, cell in enumerate(log.cells):
+                last[seq] = batch.add(cell.token, cell.pos, seq, i == n - 1)
+        if run.decode(batch, added, timeout=rng.choice([0, 1e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1])):
+            for seq in chosen:
+                run.account.extend(seq, n)
+                run.compare(seq, last[seq])
+        else:
+            stopped += 1
+        run.the_account_agrees()
+        if rng.random() < 0.2:
+            src, dst = rng.sample(range(N_SEQ), 2)
+            run.fork(src, dst, -1, -1, True)
+        elif rng.random() < 0.2:
+            run.remove(rng.randrange(N_SEQ), -1, -1)
+        run.the_account_agrees()
+    run.teardown()
+    assert stopped >= 5
 
 
 def test_the_reference_is_a_llama(tiny_model: TinyModelFactory) -> None:

@@ -28,6 +28,7 @@ from llama_runner._c.llama cimport (
 from llama_runner._c.llama cimport llama_context, llama_model, llama_token, llama_vocab
 from llama_runner._c.llama cimport llama_adapter_lora, llama_context, llama_model
 from llama_runner._c.llama cimport llama_batch, llama_context, llama_model
+from llama_runner._c.llama cimport llama_batch, llama_context, llama_model
 
 
 cdef extern from "llama_runner.h" nogil:

@@ -127,7 +127,7 @@ cdef class Memory:
     cdef int check_whole(self, int src, int low, int high) except -1:
         """1 where only a whole sequence can be copied, and this is one; 0 where a part can be."""
         cdef int last = llama_memory_seq_pos_max(self.context.mem, src)
-        cdef int first = 0 if self.has_states() else llama_memory_seq_pos_min(self.context.mem, src)
+        cdef int first = 0 if self.has_states() else lr_memory_first(self.context.ptr, src)
         cdef bint part = low > max(first, 0) or 0 <= high <= last
         if part and (self.has_states() or not self.context.unified):
             raise errors.ModelCapabilityError(
@@ -147,7 +147,7 @@ cdef class Memory:
         return self.has_states() or not self.context.unified
 
     cdef int check_free(self, int dst, int low, int high) except -1:
-        cdef int first = llama_memory_seq_pos_min(self.context.mem, dst)
+        cdef int first = lr_memory_first(self.context.ptr, dst)  # a window's would be later
         cdef int last = llama_memory_seq_pos_max(self.context.mem, dst)
         if last >= 0 and (high < 0 or first < high) and (low < 0 or last >= low):
             raise errors.InvalidArgumentError(

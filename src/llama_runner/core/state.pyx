@@ -255,8 +255,8 @@ cdef int restore(Context ctx, int seq, contents) except -1:
     cdef llama_state_seq_flags flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY if partial else 0
     cdef int32_t first, last
     cdef char *error = NULL
-    if partial:
-        flags_of(ctx, True)
+    if partial and (seq == WHOLE or not ctx.memory_parts & (LR_MEMORY_WINDOW | LR_MEMORY_STATE)):
+        raise errors.StateError("the state is forged: it says that it is partial, and there is no such of this memory")
     if length == 0:
         raise errors.StateError("the state is empty: not even that of an empty sequence is")
     if lr_state_check(ctx.ptr, &view[0], length, seq == WHOLE, partial, &first, &last, &error) != 0:

@@ -58,6 +58,17 @@ lr_memory_parts lr_parts_of(const llama_context * ctx) {
 
 namespace {
 
+// Where the search for free cells goes on, in each stream. A rehearsal of it must leave no trace, and upstream puts these
+// back in the wrong streams; only the private member is to be had, and this is the way that the language allows.
+std::vector<uint32_t> & heads_of(llama_kv_cache & cache);
+
+template <std::vector<uint32_t> llama_kv_cache::* Member> struct reach_heads {
+    friend std::vector<uint32_t> & heads_of(llama_kv_cache & cache) {
+        return cache.*Member;
+    }
+};
+template struct reach_heads<&llama_kv_cache::v_heads>;
+
 constexpr llama_pos END = std::numeric_limits<llama_pos>::max();
 
 llama_kv_cache * cache_of(const lr_memory_parts & parts, int part) {
@@ -78,6 +89,13 @@ bool rotates(const llama_context * ctx, const llama_kv_cache & cache) {
     const auto layers = cache.get_layer_ids();
     const auto & hparams = ctx->get_model().hparams;
     return std::any_of(layers.begin(), layers.end(), [&](uint32_t il) { return hparams.has_rope(il); });
+}
+
+using lr_held = std::pair<llama_pos, uint32_t>;  // a position, and the cell that it is in
+
+bool holds(const std::set<lr_held> & cells, llama_pos pos) {
+    const auto it = cells.lower_bound({pos, 0});
+    return it != cells.end() && it->first == pos;
 }
 
 // Where each position of [p0, p1) goes.
@@ -237,17 +255,18 @@ bool lr_memory_window_holds(const llama_context * ctx, int seq, int32_t p0, int3
     if (!parts.full || !parts.window) {
         return true;
     }
-    // the window keeps a tail of what the full half has: the last position before that tail is the first to be missed
     const auto & full   = parts.full->get_cells(seq).seq_pos_get(seq);
     const auto & window = parts.window->get_cells(seq).seq_pos_get(seq);
-    const auto first = window.lower_bound({p0, 0});
-    const llama_pos kept = first == window.end() ? end : std::min(first->first, end);
-    auto lost = full.lower_bound({kept, 0});
-    if (lost == full.begin()) {
-        return true;
+    for (auto it = full.lower_bound({end, 0}); it != full.begin();) {
+        --it;
+        if (it->first < p0 || masked(ctx, it->first, end)) {
+            break;
+        }
+        if (!holds(window, it->first)) {
+            return false;
+        }
     }
-    --lost;
-    return lost->first < p0 || masked(ctx, lost->first, end);
+    return true;
 }
 
 bool lr_memory_move_holds(const llama_context * ctx, int seq, int32_t p0, int32_t p1, int32_t delta, int32_t divisor) {
@@ -256,22 +275,31 @@ bool lr_memory_move_holds(const llama_context * ctx, int seq, int32_t p0, int32_
         return true;
     }
     const lr_move move{p0, p1 < 0 ? END : p1, delta, divisor};
-    const auto & full   = parts.full->get_cells(seq).seq_pos_get(seq);
-    const auto & window = parts.window->get_cells(seq).seq_pos_get(seq);
-    llama_pos end = 0, kept = END;
-    for (const auto & held : full) {
-        end = std::max(end, move(held.first) + 1);
-    }
-    for (const auto & held : window) {
-        kept = std::min(kept, move(held.first));
-    }
-    for (const auto & held : full) {
-        if (!window.empty() && held.first >= window.begin()->first) {
-            break;
+    const auto moved = [&](const llama_kv_cells & cells, const lr_held & held) {
+        return cells.seq_has(held.second, seq) ? move(held.first) : held.first;
+    };
+    // whoever shares a cell goes with it; streams share none
+    for (int owner = 0; owner < (int) ctx->n_seq_max(); ++owner) {
+        if (parts.full->get_stream(owner) != parts.full->get_stream(seq)) {
+            continue;
         }
-        const llama_pos lost = move(held.first);
-        if (lost >= kept || !masked(ctx, lost, end)) {
-            return false;
+        const auto & full_cells   = parts.full->get_cells(owner);
+        const auto & window_cells = parts.window->get_cells(owner);
+        const auto & full         = full_cells.seq_pos_get(owner);
+        const auto & window       = window_cells.seq_pos_get(owner);
+        llama_pos end = 0, kept = END;
+        for (const auto & held : full) {
+            end = std::max(end, moved(full_cells, held) + 1);
+        }
+        for (const auto & held : window) {
+            kept = std::min(kept, moved(window_cells, held));
+        }
+        // what the window lacks stays before what it has, and out of sight
+        for (const auto & held : full) {
+            const llama_pos pos = moved(full_cells, held);
+            if (!holds(window, held.first) && (pos >= kept || !masked(ctx, pos, end))) {
+                return false;
+            }
         }
     }
     return true;
@@ -306,6 +334,23 @@ bool lr_memory_rolled_back(const llama_context * ctx, int seq) {
     return parts.state && (size_t) seq < parts.state->rs_idx.size() && parts.state->rs_idx[seq] != 0;
 }
 
+namespace {
+
+// What llama.cpp purged to find room, and put back in part when it found none, need not be the end of a sequence any more.
+void keep_end_of_window(const lr_memory_parts & parts, int seq) {
+    if (!parts.full || !parts.window) {
+        return;
+    }
+    const auto & full   = parts.full->get_cells(seq).seq_pos_get(seq);
+    const auto & window = parts.window->get_cells(seq).seq_pos_get(seq);
+    const auto lost = std::find_if(full.rbegin(), full.rend(), [&](const lr_held & held) { return !holds(window, held.first); });
+    if (lost != full.rend()) {
+        parts.window->seq_rm(seq, -1, lost->first);
+    }
+}
+
+}  // namespace
+
 void lr_memory_tails(const llama_context * ctx, int32_t * tails) {
     const auto parts = lr_parts_of(ctx);
     for (int seq = 0; seq < LLAMA_MAX_SEQ; ++seq) {
@@ -325,6 +370,7 @@ void lr_memory_take_back(llama_context * ctx, const int32_t * before, const int3
             sound = !(computed && snapshots) && memory->seq_rm(seq, before[seq] + 1, -1) &&
                     lr_memory_window_holds(ctx, seq, 0, before[seq] + 1);
         }
+        keep_end_of_window(parts, seq);
         if (computed && parts.state && tails[seq] >= 0) {
             // a cell that was moved aside for the batch: nobody knows whether its state had followed
             sound = sound && parts.state->cells[seq].tail == tails[seq];
@@ -344,11 +390,12 @@ int lr_memory_batch_loses(llama_context * ctx, const llama_batch * batch, char *
     int loser = -1;
     try {
         std::vector<llama_pos> next(ctx->n_seq_max());
-        std::vector<std::set<std::pair<llama_pos, uint32_t>>> held;
+        std::vector<std::set<lr_held>> held;
         for (int seq = 0; seq < (int) next.size(); ++seq) {
             next[seq] = parts.full->seq_pos_max(seq) + 1;
             held.push_back(parts.window->get_cells(seq).seq_pos_get(seq));
         }
+        const auto full_heads = heads_of(*parts.full), window_heads = heads_of(*parts.window);
         std::vector<llama_kv_cells> saved;
         for (uint32_t stream = 0; stream < parts.window->get_n_stream(); ++stream) {
             auto & cells = cells_of(*parts.window, stream);
@@ -372,6 +419,8 @@ int lr_memory_batch_loses(llama_context * ctx, const llama_batch * batch, char *
         for (uint32_t stream = 0; stream < saved.size(); ++stream) {
             cells_of(*parts.window, stream).set(0, saved[stream]);
         }
+        heads_of(*parts.full)   = full_heads;
+        heads_of(*parts.window) = window_heads;
     } catch (const std::exception & e) {
         *error = lr_copy_string(e.what());
     }

@@ -15,6 +15,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace {
 
@@ -68,17 +69,20 @@ struct cursor {
     }
 };
 
-// The last position of each sequence in one part, -1 for none; a state of one sequence uses number 0.
+// The positions of each sequence in one part; a state of one sequence uses number 0.
 struct span {
-    std::array<int32_t, MAX_SEQ> last;
-    int32_t                      first = std::numeric_limits<int32_t>::max();
+    std::array<std::vector<int32_t>, MAX_SEQ> held;
 
-    span() { last.fill(-1); }
+    void add(int seq, int32_t pos) { held[seq].push_back(pos); }
 
-    void add(int seq, int32_t pos) {
-        last[seq] = std::max(last[seq], pos);
-        first     = std::min(first, pos);
+    void sort() {
+        for (auto & positions : held) {
+            std::sort(positions.begin(), positions.end());
+        }
     }
+
+    int32_t first(int seq) const { return held[seq].empty() ? -1 : held[seq].front(); }
+    int32_t last(int seq) const { return held[seq].empty() ? -1 : held[seq].back(); }
 };
 
 struct checker {
@@ -136,6 +140,7 @@ struct checker {
             cache_cells(kv, count, n_stream > 1 ? (int) stream : -1, out);
             cache_data(kv, count);
         }
+        out.sort();
         return out;
     }
 
@@ -199,19 +204,17 @@ struct checker {
             const int32_t pos = position();
             const auto n_seq  = in.read<uint32_t>();
             if (whole) {
-                span here;
-                owners(n_seq, -1, pos, here);
-                for (int seq = 0; seq < MAX_SEQ; ++seq) {
-                    if (here.last[seq] >= 0 && out.last[seq] >= 0) {
-                        refuse("sequence " + std::to_string(seq) + " has two states");
-                    }
-                    out.last[seq] = std::max(out.last[seq], here.last[seq]);
-                }
+                owners(n_seq, -1, pos, out);
             } else {
                 if (n_seq != 0) {
                     refuse("a state of one sequence belongs to " + std::to_string(n_seq));
                 }
                 out.add(0, pos);
+            }
+        }
+        for (int seq = 0; seq < MAX_SEQ; ++seq) {
+            if (out.held[seq].size() > 1) {
+                refuse("sequence " + std::to_string(seq) + " has two states");
             }
         }
         in.expect<uint32_t>(0, "its layout of states");
@@ -253,33 +256,56 @@ struct checker {
         }
     }
 
+    void same_ends(const span & one, const span & other) {
+        for (int seq = 0; seq < MAX_SEQ; ++seq) {
+            if (one.last(seq) != other.last(seq)) {
+                refuse("its parts end at different positions");
+            }
+        }
+    }
+
+    // The windowed part has nothing but positions of the full one, and all of those that the next token attends to.
+    void within(const span & window, const span & full) {
+        for (int seq = 0; seq < MAX_SEQ; ++seq) {
+            const auto & wide = full.held[seq];
+            const auto & some = window.held[seq];
+            const auto visible = std::find_if(wide.begin(), wide.end(), [&](int32_t pos) {
+                return !llama_hparams::is_masked_swa(hparams.n_swa, hparams.swa_type, pos, wide.back() + 1);
+            });
+            if (!std::includes(wide.begin(), wide.end(), some.begin(), some.end()) ||
+                !std::includes(some.begin(), some.end(), visible, wide.end())) {
+                refuse("its window has other positions than the rest");
+            }
+        }
+    }
+
     void run(bool partial, int32_t * first, int32_t * last) {
         const auto parts = lr_parts_of(ctx);
         head();
-        span all;
-        bool begun = false;
-        const auto agree = [&](const span & part) {
-            if (begun && part.last != all.last) {
-                refuse("its parts end at different positions");
-            }
-            begun     = true;
-            all.last  = part.last;
-            all.first = std::min(all.first, part.first);
-        };
+        span full, window, state;
         if (parts.full && !partial) {
-            agree(cache(*parts.full));
+            full = cache(*parts.full);
         }
         if (parts.window) {
-            agree(cache(*parts.window));
+            window = cache(*parts.window);
+            if (!partial) {
+                within(window, full);
+            }
         }
         if (parts.state) {
-            agree(states(*parts.state));
+            state = states(*parts.state);
+            if (parts.window) {
+                same_ends(window, state);
+            } else if (parts.full && !partial) {
+                same_ends(full, state);
+            }
         }
         if (in.left != 0) {
             refuse(plural(in.left, "byte") + " too many");
         }
-        *first = all.first;
-        *last  = all.last[0];
+        const span & seen = parts.window ? window : parts.state ? state : full;
+        *first = seen.first(0);
+        *last  = seen.last(0);
     }
 };
 
