@@ -41,6 +41,9 @@ def nothing_left_alive(request: pytest.FixtureRequest) -> Iterator[None]:
     for item in request.session.items:
         if item.path == request.path:
             (getattr(item, "funcargs", None) or {}).clear()  # pytest lets go of the last test's only later
+    for value in vars(request.module).values():  # models that the module keeps by @cache
+        if hasattr(value, "cache_clear") and value.__module__ == request.module.__name__:
+            value.cache_clear()
     more = {kind: n - before.get(kind, 0) for kind, n in live_objects().items() if n > before.get(kind, 0)}
     assert not more, f"still alive after the last test of this module: {more}"
 
