@@ -350,7 +350,8 @@ def not_wrapped_patterns() -> list[str]:
 
 
 def called(name: str, source: str) -> bool:
-    return re.search(rf"\b{name}\s*\(", source) is not None
+    """Whether the code calls a function, or hands it to something that does."""
+    return re.search(rf"\b{name}\s*\(|[(,] ?{name}\)", source) is not None
 
 
 def accounted_for(header: Declarations, patterns: list[str]) -> tuple[list[str], list[str]]:

@@ -8,10 +8,19 @@ import numpy as np
 
 from hostile.hazard import World, hazard, rows
 from llama_runner import errors
-from llama_runner._container import pack, unpack
+from llama_runner._container import plan, unpack
 from llama_runner.core import Batch
 
 KINDS = ("llama", "swa", "mamba", "hybrid")
+
+
+def packed(fingerprint: dict[str, object], payload: bytes | bytearray) -> bytes:
+    """A container whose checksums are right, whatever is in it."""
+    where = plan(fingerprint, "sequence", False, {}, len(payload))
+    container = bytearray(where.size)
+    container[where.payload_at :] = payload
+    where.seal(memoryview(container))
+    return bytes(container)
 
 
 @hazard(
@@ -223,7 +232,7 @@ def foreign_states(w: World) -> None:
 @hazard(
     "llama_kv_cache::state_read_meta, state_read_data, llama_memory_recurrent::state_read_meta",
     "a payload that is crafted and has the right checksum: memory without end (run: 24 GB), aborts",
-    "the typed error of llama.cpp's own checks, under a bounded memory",
+    "native/state.cpp: the structure, before llama.cpp reads it",
 )
 def crafted_states_with_a_valid_checksum(w: World) -> None:
     rng = np.random.default_rng(0)
@@ -231,7 +240,7 @@ def crafted_states_with_a_valid_checksum(w: World) -> None:
         ctx = w.fed(kind)
         blob = ctx.state_seq_get(0)
         fingerprint = ctx.fingerprint
-        payload = bytearray(unpack(fingerprint, blob))
+        payload = bytearray(unpack(fingerprint, "sequence", ctx.n_vocab, blob).payload)
         header = min(len(payload) - 8, 200)
         for round in range(600):
             bad = bytearray(payload)
@@ -244,7 +253,7 @@ def crafted_states_with_a_valid_checksum(w: World) -> None:
             if round % 10 == 9:
                 bad = bad[: int(rng.integers(1, len(bad)))]
             try:
-                ctx.state_seq_set(int(round % 2), pack(fingerprint, bad))
+                ctx.state_seq_set(int(round % 2), packed(fingerprint, bad))
                 ctx.decode(rows(1, ctx.memory.seq_pos_max(round % 2) + 1, round % 2))
             except errors.LlamaRunnerError as error:
                 assert "unusable" not in str(error), error

@@ -1,8 +1,8 @@
 """The low-level API: llama.h's objects as Python classes, with every precondition checked.
 
-Models and files: ``Model`` (and ``Capabilities``), ``LoraAdapter``, ``ControlVector``, ``quantize``, ``estimate_memory``.
+Models and files: ``Model``, ``Capabilities``, ``LoraAdapter``, ``ControlVector``, ``quantize``, ``estimate_memory``.
 Text: ``Vocab``, ``Detokenizer``, ``ChatTemplate``, ``ChatParser``, ``json_schema_to_grammar``.
-Computing: ``Context`` and its ``Memory``, ``Batch``, ``CellAccount``, ``Stepper``, and ``log_softmax`` and its like on logits.
+Computing: ``Context``, ``Memory``, ``Batch``, ``CellAccount``, ``Stepper``; on logits ``log_softmax`` and its like.
 Sampling: ``SamplerChain``, ``sample_rows``, ``apply_rows``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """

@@ -847,7 +847,7 @@ cdef class Context(ContextState):
     cdef int check_sampled(self, int i) except -1:
         if self.sampled_rows and backend_sampler.sampled_seq(self, i) is not None:
             raise errors.ModelCapabilityError(
-                f"i={i}: the graph sampled from it, and its logits stayed there: set_sampler(seq_id, None) before a decode"
+                f"i={i}: the graph sampled from it, and its logits stayed there; set_sampler(seq_id, None) first"
             )
         return 0
 

@@ -139,7 +139,9 @@ cdef int check_window(llama_context *ctx, const llama_batch *batch, int n_ubatch
     return 0
 
 
-cdef tuple take_back(llama_context *ctx, llama_memory_t mem, const int32_t *before, const int32_t *tails, bint computed):
+cdef tuple take_back(
+    llama_context *ctx, llama_memory_t mem, const int32_t *before, const int32_t *tails, bint computed
+):
     """Remove what a failed decode left behind; the sequences that had to be emptied for it."""
     cdef uint8_t emptied[256]
     cdef int seq
