@@ -131,13 +131,15 @@ def shift_out_of_all_positions(w: World) -> None:
 
 @hazard(
     "llama_kv_cache::seq_add",
-    "a shift of cells that two sequences share: it moves both (documented)",
-    "docstring of seq_add",
+    "a shift of cells that two sequences share: it moves both",
+    "Memory.check_move; shared=True asks for it",
 )
 def shift_of_shared_cells(w: World) -> None:
     ctx = w.fed()
     ctx.memory.seq_cp(0, 1)
-    ctx.memory.seq_add(0, 0, -1, 5)
+    with w.refuses(errors.InvalidArgumentError, "shares cells"):
+        ctx.memory.seq_add(0, 0, -1, 5)
+    ctx.memory.seq_add(0, 0, -1, 5, shared=True)
     assert [ctx.memory.seq_pos_max(seq) for seq in (0, 1)] == [12, 12]
     ctx.decode(rows(1, 13, 1))
     w.works(ctx)

@@ -59,9 +59,12 @@ ANY_THREAD: dict[type, dict[str, str]] = {
         "memory": "makes the Memory; its methods are guarded",
         **dict.fromkeys(("model", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab"), FACTS),
         "n_outputs": "a plain number, of the last decode that ended",
+        "produces_embeddings": "a plain flag",
     },
     Memory: {"context": FACTS},
-    Batch: {"capacity": FACTS, "n_outputs": "a plain number"},
+    Batch: {
+        "capacity": FACTS, "n_embd": FACTS, "n_outputs": "a plain number", "from_arrays": "makes another",
+    },
     Stepper: dict.fromkeys(("context", "chain", "vocab", "seq_id"), FACTS),
 }  # fmt: skip
 
@@ -72,6 +75,7 @@ def arguments(method: Callable[..., Any], ctx: Context) -> dict[str, Any]:
         "batch": Batch(1), "seq_id": 0, "seq_id_src": 0, "seq_id_dst": 1, "p0": 0, "p1": -1, "delta": 1, "d": 2,
         "i": -1,
         "n_threads": 1, "blob": b"", "token": 300, "pos": 0, "seq_ids": 0, "tokens": [300], "path": "/nowhere",
+        "rows": [300], "embeddings": True, "chain": None, "buffer": bytearray(9),
     }  # fmt: skip
     parameters = inspect.signature(method).parameters.values()
     needed = [
