@@ -428,6 +428,34 @@ def test_a_stopped_decode_spoils_no_state_beside_it(tiny_model: TinyModelFactory
         assert same(feed(ctx, TOKENS[100:120], 0, 2), feed(ctx, TOKENS[100:120], 0, 0))
 
 
+def rows_of(*seqs: int, pos: int) -> Batch:
+    batch = Batch(8)
+    for seq in seqs:
+        batch.add(int(TOKENS[10 * seq + pos]), pos, seq, True)
+    return batch
+
+
+@pytest.mark.parametrize("kind", ["mamba", "hybrid"])
+def test_a_sequence_begins_with_nothing_after_a_stopped_decode(
+    tiny_model: TinyModelFactory, kind: str
+) -> None:
+    # a state that the computation was to clear counts as cleared in upstream's books, and is not
+    with make(tiny_model(kind)) as ctx:
+        ctx.decode(rows_of(0, 1, 2, pos=0))
+        for seqs in ((0, 1), (1, 2)):
+            batch = Batch(8)
+            for seq in seqs:
+                batch.add(300, ctx.memory.seq_pos_max(seq) + 1, seq)
+            with pytest.raises(errors.DecodeAbortedError):
+                ctx.decode(batch, timeout=0)
+        assert [ctx.memory.seq_pos_max(seq) for seq in range(4)] == [-1] * 4
+        ctx.decode(rows_of(0, 1, 2, pos=0))
+        for seq in range(3):
+            row = ctx.logits(seq).copy()
+            with make(tiny_model(kind)) as other:
+                assert same(row, feed(other, TOKENS[10 * seq : 10 * seq + 1]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("unified", [True, False])
 def test_keeping_one_sequence_leaves_nothing_of_the_others(

@@ -380,6 +380,12 @@ void lr_memory_take_back(llama_context * ctx, const int32_t * before, const int3
             emptied[seq] = before[seq] != -1;
         }
     }
+    if (parts.state) {
+        // an empty cell that the computation was to clear counts as cleared: the next sequence would begin with what is in it
+        for (auto & cell : parts.state->cells) {
+            cell.src = cell.is_empty() ? -1 : cell.src;
+        }
+    }
 }
 
 int lr_memory_batch_loses(llama_context * ctx, const llama_batch * batch, char ** error) {
