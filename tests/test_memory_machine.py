@@ -8,7 +8,7 @@ and values know their own token alone, that holds after any edit, and NumPy comp
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -436,23 +436,41 @@ def fresh(model: Model) -> Callable[[Log], np.ndarray]:
     return row
 
 
-def machine_of(tiny_model: TinyModelFactory, name: str, folder: Path) -> type[MemoryMachine]:
-    kind = KINDS[name]
-    path = tiny_model(kind.model, **kind.options)
-    model = Model(path)
-    if kind.any_edit:
-        reference = OneLayerLlama(path)
-        oracle = lambda log: reference.logits(log.tokens, log.pos)  # noqa: E731
-    else:
-        oracle = fresh(model)
-    members = {"kind": kind, "model": model, "folder": folder, "oracle": staticmethod(oracle), "steps": 0}
-    return type("Machine", (MemoryMachine,), {**members, "checked": 0, "refused": 0})
+MachineFactory = Callable[[str], type[MemoryMachine]]
+
+
+@pytest.fixture
+def machine_of(tiny_model: TinyModelFactory, tmp_path: Path) -> Iterator[MachineFactory]:
+    made: list[type[MemoryMachine]] = []
+
+    def make(name: str) -> type[MemoryMachine]:
+        kind = KINDS[name]
+        path = tiny_model(kind.model, **kind.options)
+        model = Model(path)
+        if kind.any_edit:
+            reference = OneLayerLlama(path)
+            oracle = lambda log: reference.logits(log.tokens, log.pos)  # noqa: E731
+        else:
+            oracle = fresh(model)
+        members = {
+            "kind": kind,
+            "model": model,
+            "folder": tmp_path,
+            "oracle": staticmethod(oracle),
+            "steps": 0,
+        }
+        made.append(type("Machine", (MemoryMachine,), {**members, "checked": 0, "refused": 0}))
+        return made[-1]
+
+    yield make
+    for machine in made:  # hypothesis keeps the class
+        del machine.model, machine.oracle
 
 
 @pytest.mark.filterwarnings("ignore:.*:hypothesis.errors.NonInteractiveExampleWarning")
 @pytest.mark.parametrize("name", KINDS)
-def test_ten_thousand_steps(tiny_model: TinyModelFactory, tmp_path: Path, name: str) -> None:
-    machine = machine_of(tiny_model, name, tmp_path)
+def test_ten_thousand_steps(machine_of: MachineFactory, name: str) -> None:
+    machine = machine_of(name)
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -472,9 +490,9 @@ def test_ten_thousand_steps(tiny_model: TinyModelFactory, tmp_path: Path, name: 
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_stopped_at_any_time(tiny_model: TinyModelFactory, tmp_path: Path, name: str) -> None:
+def test_stopped_at_any_time(machine_of: MachineFactory, name: str) -> None:
     """Batches of many parts, stopped after some of them: what is left is exact, or empty and said to be."""
-    machine = machine_of(tiny_model, name, tmp_path)
+    machine = machine_of(name)
     run, rng = machine(), random.Random(name)
     run.start()
     stopped = 0

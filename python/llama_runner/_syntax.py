@@ -23,7 +23,7 @@ MAX_TEMPLATE = 128 * 1024
 
 # what is no structure: literals, character classes, comments
 _GRAMMAR_TEXT = re.compile(rb'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|<[^>]*>|#[^\r\n]*', re.DOTALL)
-_REPEAT = re.compile(rb"(\x00*)\s*\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}", re.DOTALL)
+_REPEAT = re.compile(rb"\{\s*(\d+)\s*(,?)\s*(\d*)\s*\}")
 _COUNTS = re.compile(rb"\{\s*(\d+)\s*(?:,\s*(\d*)\s*)?\}")
 _TEMPLATE_TEXT = re.compile(rb"\{#.*?#\}|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 _JSON_BRACKET = re.compile(r'"(?:\\.|[^"\\])*"?|([\[{])|([\]}])', re.DOTALL)
@@ -43,17 +43,28 @@ def check_grammar(text: bytes) -> None:
     if rules > MAX_RULES:
         raise InvalidArgumentError(f"the grammar has {rules} rules: at most {MAX_RULES}")
     elements = len(text)
-    for item, low, _, high in _REPEAT.findall(structure):
+    for found in _REPEAT.finditer(structure):
+        low, _, high = found.groups()
         if high and int(low[:30]) > int(high[:30]):
             raise InvalidArgumentError(
                 f"the grammar repeats {{{low.decode()},{high.decode()}}}: the first is the smaller"
             )
         times = max(int(low[:30]), int(high[:30] or 0))
-        elements += max(1, len(item)) * min(times, MAX_REPEAT)
+        elements += max(1, literal_before(structure, found.start())) * min(times, MAX_REPEAT)
     if elements > MAX_ELEMENTS:
         raise InvalidArgumentError(
             f"the grammar has about {elements} elements with its repetitions written out: at most {MAX_ELEMENTS}"
         )
+
+
+def literal_before(structure: bytes, end: int) -> int:
+    """How many NUL bytes, which stand for a literal, precede ``end``, white space aside."""
+    while end > 0 and structure[end - 1 : end].isspace():
+        end -= 1
+    start = end
+    while start > 0 and structure[start - 1] == 0:
+        start -= 1
+    return end - start
 
 
 def check_trigger(index: int, text: object) -> bytes:

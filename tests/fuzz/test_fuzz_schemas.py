@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from fuzzing import run_fuzzer
-
 from fixtures_models import TinyModelFactory
+from fuzz.fuzzing import run_fuzzer
 
 
 def test_schemas(tiny_model: TinyModelFactory) -> None:

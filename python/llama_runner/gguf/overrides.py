@@ -37,6 +37,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "attention.max_alibi_bias": (0, 1e6),
     "attention.clamp_kqv": (0, _F32),
 }
+_FLOATS = (
+    "rope.freq_base", "rope.freq_base_swa", "rope.scaling.factor", "attention.max_alibi_bias", "attention.clamp_kqv",
+)  # fmt: skip
 # which may be 0 though the file says otherwise; any other number might be a divisor
 _MAY_BE_ZERO = (
     "attention.sliding_window", "leading_dense_block_count", "nextn_predict_layers", "pooling_type",
@@ -87,6 +90,8 @@ def _check_value(header: GGUFHeader, key: str, given: Any, what: str) -> Scalar:
             f"{what}={value!r}: it is an int, float, bool or str, not {type(value).__name__}"
         )
     own = header.kv.get(key)
+    if own is None and key.removeprefix(f"{header.architecture}.") in _FLOATS:
+        own = 0.0  # what the file would have
     if own is not None:
         if isinstance(own, float) and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) < 2**53 else math.inf

@@ -8,13 +8,23 @@ from llama_runner.gguf.vocabulary import check_vocabulary
 
 __all__ = ["check_metadata"]
 
-# keys that the loader divides by, whatever the architecture; none of them means anything at 0
-_DIVISORS = ("ssm.group_count", "ssm.time_step_rank", "experts_per_group", "conv_group_size")
-# and those that only some divide by
-_DIVISORS_OF = {
+# keys that llama.cpp divides by, of the architectures that it does so for; in other files 0 stands for none
+_STATES = ("ssm.group_count", "ssm.time_step_rank")
+_DIVISORS = {
+    "mamba2": _STATES,
+    "granitehybrid": _STATES,
+    "falcon-h1": _STATES,
+    "nemotron_h": _STATES,
+    "nemotron_h_moe": _STATES,
+    "qwen3next": _STATES,
+    "qwen35": _STATES,
+    "qwen35moe": _STATES,
+    "grovemoe": ("experts_per_group",),
+}
+# and those that must be there at all
+_NEEDED = {
     "phimoe": ("attention.head_count",),
     "olmo2": ("attention.head_count",),
-    "ernie4_5": ("interleave_moe_layer_step",),
     "ernie4_5-moe": ("interleave_moe_layer_step",),
 }
 
@@ -23,10 +33,10 @@ def check_metadata(header: GGUFHeader) -> None:
     """Raise ModelFormatError for metadata that a division by zero or an endless loop would come of."""
     check_vocabulary(header)
     prefix = header.architecture
-    for name in _DIVISORS:
+    for name in _DIVISORS.get(prefix, ()):
         if header.kv.get(f"{prefix}.{name}", 1) == 0:
             raise ModelFormatError(f"{str(header.path)!r} has {prefix}.{name} of 0")
-    for name in _DIVISORS_OF.get(prefix, ()):
+    for name in _NEEDED.get(prefix, ()):
         if first(header, f"{prefix}.{name}") == 0:
             raise ModelFormatError(f"{str(header.path)!r} has no {prefix}.{name}, or one of 0")
 

@@ -29,10 +29,12 @@ cdef dict MODEL_DEFAULTS = {
     "kv_overrides": None, "check_tensors": False, "use_extra_bufts": True, "no_host": False, "load_mtp": False,
 }
 cdef dict CONTEXT_DEFAULTS = {
-    "n_ctx": None, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_threads": None, "n_threads_batch": None,
-    "embeddings": False, "pooling": None, "flash_attn": None, "type_k": "f16", "type_v": "f16", "offload_kqv": True,
-    "op_offload": True, "swa_full": True, "kv_unified": True, "rope_freq_base": None, "rope_freq_scale": None,
-    "n_outputs_max": None,
+    "n_ctx": None, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max": None, "n_outputs_max_per_seq": 1,
+    "n_threads": None, "n_threads_batch": None, "embeddings": False, "pooling": None, "attention_type": None,
+    "flash_attn": None, "type_k": "f16", "type_v": "f16", "offload_kqv": True, "op_offload": True, "swa_full": True,
+    "kv_unified": True, "rope_scaling_type": None, "rope_freq_base": None, "rope_freq_scale": None,
+    "yarn_ext_factor": None, "yarn_attn_factor": None, "yarn_beta_fast": None, "yarn_beta_slow": None,
+    "yarn_orig_ctx": None, "perf": False,
 }
 
 

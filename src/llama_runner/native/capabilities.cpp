@@ -225,10 +225,6 @@ const char * why_no_shift(const llama_context * ctx, const memory_parts & parts,
     }
     for (const auto * cache : parts.caches) {
         const auto layers = cache->get_layer_ids();
-        if (model.hparams.rope_type != LLAMA_ROPE_TYPE_NONE &&
-            std::none_of(layers.begin(), layers.end(), [&](uint32_t il) { return model.hparams.has_rope(il); })) {
-            return "llama.cpp fails an assertion where no layer of a cache has positions";
-        }
         for (const uint32_t il : layers) {
             const ggml_tensor * storage = cache->get_k_storage(il);
             const ggml_tensor * keys    = stored_into(graph, storage);

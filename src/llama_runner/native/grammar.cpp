@@ -17,6 +17,7 @@
 namespace {
 
 constexpr int64_t MOST_STEPS  = 2'000'000;  // of llama.cpp's search for left recursion, which remembers nothing
+constexpr int     MOST_CYCLES = 2;          // repetitions of what may be empty, one in the other
 constexpr int     MOST_DEPTH  = 2000;       // and which goes down by recursion
 constexpr int64_t MOST_STACKS = 20'000;     // ways to go on that are followed at once, each compared with each
 constexpr size_t  WINDOW      = 256;        // bytes of output that trigger patterns look at, in time that is quadratic
@@ -58,10 +59,13 @@ struct inspection {
     std::vector<int64_t>        steps;   // paths of leftmost rules from here on
     std::vector<int64_t>        stacks;  // ways to begin
     std::vector<int>            depth;
+    std::vector<uint32_t>       component;
+    std::vector<int>            cycles;
 
     explicit inspection(const llama_grammar_rules & rules)
         : rules(rules), nullable(rules.size()), state(rules.size()), steps(rules.size(), 1), stacks(rules.size()),
-          depth(rules.size(), 1) {}
+          depth(rules.size(), 1), component(rules.size(), UINT32_MAX),
+          cycles(rules.size()) {}
 
     static bool ends(const llama_grammar_element & at) {
         return at.type == LLAMA_GRETYPE_END || at.type == LLAMA_GRETYPE_ALT;
@@ -86,15 +90,101 @@ struct inspection {
         }
     }
 
-    // The rules that may stand leftmost in `id`, as often as they may; and how many terminals may.
+    struct edge {
+        uint32_t to;
+        bool     tail;  // nothing follows it in its alternative: going down it leaves nothing behind
+    };
+
+    // The rules that may stand leftmost in `id`, as often as they may.
+    std::vector<edge> edges(size_t id) const {
+        std::vector<edge> found;
+        bool              open = true;
+        const auto &      rule = rules[id];
+        for (size_t i = 0; i < rule.size(); ++i) {
+            if (ends(rule[i])) {
+                open = true;
+            } else if (open && rule[i].type == LLAMA_GRETYPE_RULE_REF) {
+                found.push_back({rule[i].value, i + 1 == rule.size() || ends(rule[i + 1])});
+                open = nullable[rule[i].value];
+            } else {
+                open = false;
+            }
+        }
+        return found;
+    }
+
+    // Which rules can come back to each other without reading anything (Tarjan's components). llama.cpp follows that once
+    // where a rule comes back to itself as the last of its alternative, which is what it makes of (a?)*, and for ever where
+    // something is left behind. One such repetition in another multiplies its ways; two deep they are still few.
+    void find_cycles() {
+        constexpr uint32_t    NONE = UINT32_MAX;
+        std::vector<uint32_t> order(rules.size(), NONE), low(rules.size()), open;
+        uint32_t              time = 0;
+        struct frame {
+            uint32_t          id;
+            std::vector<edge> below;
+            size_t            next;
+        };
+        const auto enter = [&](std::vector<frame> & path, uint32_t id) {
+            order[id] = low[id] = time++;
+            open.push_back(id);
+            path.push_back({id, edges(id), 0});
+        };
+        for (uint32_t from = 0; from < rules.size(); ++from) {
+            std::vector<frame> path;
+            if (order[from] == NONE) {
+                enter(path, from);
+            }
+            while (!path.empty()) {
+                auto & top = path.back();
+                if (top.next < top.below.size()) {
+                    const uint32_t to = top.below[top.next++].to;
+                    if (order[to] == NONE) {
+                        enter(path, to);
+                    } else if (component[to] == NONE) {
+                        low[top.id] = std::min(low[top.id], order[to]);
+                    }
+                    continue;
+                }
+                const uint32_t id = top.id;
+                if (low[id] == order[id]) {
+                    uint32_t member;
+                    do {
+                        member = open.back();
+                        open.pop_back();
+                        component[member] = id;
+                    } while (member != id);
+                }
+                path.pop_back();
+                if (!path.empty()) {
+                    low[path.back().id] = std::min(low[path.back().id], low[id]);
+                }
+            }
+        }
+        for (uint32_t id = 0; id < rules.size(); ++id) {
+            for (const auto & e : edges(id)) {
+                if (component[id] == component[e.to] && !(e.tail && e.to == id)) {
+                    throw std::runtime_error("a rule begins with itself (left recursion)");
+                }
+            }
+        }
+    }
+
+    // The rules that may stand leftmost in `id`, but for those that come back to it; and how many terminals may.
     std::vector<uint32_t> leftmost(size_t id) {
         std::vector<uint32_t> found;
-        bool                  open = true;
+        for (const auto & e : edges(id)) {
+            if (e.to != id) {
+                found.push_back(e.to);
+            } else {
+                cycles[id] = 1;
+            }
+        }
+        bool open = true;
         for (const auto & at : rules[id]) {
             if (ends(at)) {
                 open = true;
             } else if (open && at.type == LLAMA_GRETYPE_RULE_REF) {
-                found.push_back(at.value);
                 open = nullable[at.value];
             } else if (open) {
                 ++stacks[id];
@@ -105,16 +195,23 @@ struct inspection {
     }
 
     void finish(size_t id, const std::vector<uint32_t> & below) {
+        int inner = 0;
         for (const uint32_t ref : below) {
             steps[id]  = std::min(MOST_STEPS + 1, steps[id] + steps[ref]);
             stacks[id] = std::min(MOST_STACKS + 1, stacks[id] + stacks[ref]);
             depth[id]  = std::max(depth[id], depth[ref] + 1);
+            inner      = std::max(inner, cycles[ref]);
+        }
+        cycles[id] += inner;
+        if (cycles[id] > MOST_CYCLES) {
+            throw std::runtime_error("repetitions of what may be empty are nested too deeply");
         }
         state[id] = 2;
     }
 
     void run() {
         find_nullable();
+        find_cycles();
         struct frame {
             size_t                id;
             std::vector<uint32_t> below;
@@ -135,9 +232,6 @@ struct inspection {
                     continue;
                 }
                 const uint32_t ref = top.below[top.next++];
-                if (state[ref] == 1) {
-                    throw std::runtime_error("a rule begins with itself (left recursion)");
-                }
                 if (state[ref] == 0) {
                     state[ref] = 1;
                     path.push_back({ref, leftmost(ref), 0});
