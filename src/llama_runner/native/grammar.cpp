@@ -17,8 +17,9 @@
 namespace {
 
 constexpr int64_t MOST_STEPS  = 2'000'000;  // of llama.cpp's search for left recursion, which remembers nothing
-constexpr int     MOST_CYCLES = 2;          // repetitions of what may be empty, one in the other
-constexpr int     MOST_DEPTH  = 2000;       // and which goes down by recursion
+constexpr int     MOST_CYCLES = 1;          // repetitions of what may be empty, one in the other
+constexpr int64_t MOST_AROUND = 5000;       // steps of that search where there is such a repetition: each goes round it
+constexpr int     MOST_DEPTH  = 200;        // and which goes down by recursion; the ways to go on grow with its cube
 constexpr int64_t MOST_STACKS = 20'000;     // ways to go on that are followed at once, each compared with each
 constexpr size_t  WINDOW      = 256;        // bytes of output that trigger patterns look at, in time that is quadratic
 constexpr size_t  WHOLE       = 4096;       // the same for those that say where the output begins
@@ -115,7 +116,7 @@ struct inspection {
 
     // Which rules can come back to each other without reading anything (Tarjan's components). llama.cpp follows that once
     // where a rule comes back to itself as the last of its alternative, which is what it makes of (a?)*, and for ever where
-    // something is left behind. One such repetition in another multiplies its ways; two deep they are still few.
+    // something is left behind. One such repetition in another multiplies its ways, and so does much that may come first.
     void find_cycles() {
         constexpr uint32_t    NONE = UINT32_MAX;
         std::vector<uint32_t> order(rules.size(), NONE), low(rules.size()), open;
@@ -180,14 +181,19 @@ struct inspection {
                 cycles[id] = 1;
             }
         }
-        bool open = true;
+        bool open    = true;
+        int  skipped = 0;  // in a row, wherever in the alternative
         for (const auto & at : rules[id]) {
+            const bool empty = at.type == LLAMA_GRETYPE_RULE_REF && nullable[at.value];
+            skipped = empty ? skipped + 1 : 0;
+            if (skipped > MOST_DEPTH) {
+                throw std::runtime_error("more than " + std::to_string(MOST_DEPTH) +
+                                         " things in a row may be empty, each of them or not");
+            }
             if (ends(at)) {
                 open = true;
-            } else if (open && at.type == LLAMA_GRETYPE_RULE_REF) {
-                open = nullable[at.value];
-            } else if (open) {
-                ++stacks[id];
+            } else if (open && !empty) {
+                stacks[id] += at.type != LLAMA_GRETYPE_RULE_REF;
                 open = false;
             }
         }
@@ -238,7 +244,8 @@ struct inspection {
                 }
             }
             all_steps += steps[from];
-            if (all_steps > MOST_STEPS || depth[from] > MOST_DEPTH) {
+            const bool around = std::find(cycles.begin(), cycles.end(), 1) != cycles.end();
+            if (all_steps > MOST_STEPS || (around && steps[from] > MOST_AROUND) || depth[from] > MOST_DEPTH) {
                 throw std::runtime_error("its rules begin with each other in too many or too long chains");
             }
             if (stacks[from] > MOST_STACKS) {
