@@ -116,9 +116,17 @@ def divisions_by_zero_while_loading(w: World) -> None:
             path.write_bytes(Image(keys, image.tensors).to_bytes())
             with w.refuses(errors.ModelFormatError, "head_count"):
                 Model(path)
-    for key in ("ssm.group_count", "ssm.time_step_rank"):
-        with w.refuses(errors.ModelFormatError, key):
-            Model(changed(w, "mamba", **{f"mamba__{key.replace('.', '__')}": 0}))
+    image = read_image(w.path("mamba"))
+    for name in (b".ssm.group_count", b".ssm.time_step_rank"):
+        keys = {
+            b"mamba2" + key[5:] if key.startswith(b"mamba.") else key: value
+            for key, value in image.keys.items()
+        }
+        keys |= {b"general.architecture": Value(8, b"mamba2"), b"mamba2" + name: as_value(0)}
+        path = w.folder / "divided.gguf"
+        path.write_bytes(Image(keys, image.tensors).to_bytes())
+        with w.refuses(errors.ModelFormatError, name.decode()[1:]):
+            Model(path)
 
 
 @hazard(

@@ -67,6 +67,7 @@ def look_at(model: Model) -> Capabilities:
         steers = can_steer(model, context)
     memory: Any = MEMORY_KINDS[able.pop("kind")]
     cells = memory in ("attention", "sliding-window")
+    known = able.pop("known")  # a state is checked against the layout of the memory before it is read
     return Capabilities(
         memory=memory,
         has_encoder=model.has_encoder,
@@ -76,7 +77,7 @@ def look_at(model: Model) -> Capabilities:
         can_remove_tail=cells,
         can_remove_middle=cells,
         can_shift=able["no_shift"] is None,
-        can_save_state=memory != "none",
+        can_save_state=memory != "none" and known,
         can_steer=steers,
         **able,
     )

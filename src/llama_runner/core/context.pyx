@@ -54,6 +54,7 @@ from llama_runner._c.native cimport (
     lr_guard_end_shared,
     lr_guard_try_exclusive,
     lr_live_add,
+    LR_MEMORY_LAYOUT_KNOWN,
     LR_MEMORY_WINDOW,
     lr_memory_breakdown,
     lr_memory_flush,
@@ -771,6 +772,7 @@ cdef class Context(ContextState):
             return {
                 "kind": self.able.memory_kind,
                 "memory_class": self.able.memory_class.decode(),
+                "known": self.memory_parts & LR_MEMORY_LAYOUT_KNOWN != 0,
                 "has_logits": self.able.has_logits,
                 "every_row": self.able.every_row and self.able.has_logits,
                 "causal": self.mem != NULL and llama_get_causal_attn(self.ptr),

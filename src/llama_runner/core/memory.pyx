@@ -6,6 +6,7 @@ import numpy as np
 from libc.stdint cimport INT32_MAX, INT32_MIN, int32_t, int64_t, uint32_t, uint64_t
 
 from llama_runner._c.llama cimport (
+    llama_model_is_hybrid,
     llama_memory_clear,
     llama_memory_seq_add,
     llama_memory_seq_cp,
@@ -67,7 +68,8 @@ cdef class Memory:
         return 0
 
     cdef bint has_states(self) noexcept:
-        return self.parts & LR_MEMORY_STATE != 0
+        # hybrids of kinds whose parts are not known here say so themselves
+        return self.parts & LR_MEMORY_STATE != 0 or llama_model_is_hybrid(self.context.model.ptr)
 
     def seq_rm(self, seq_id, p0=-1, p1=-1):
         """Remove positions of a sequence; True when done. Wraps ``llama_memory_seq_rm``.
