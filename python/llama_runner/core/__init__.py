@@ -26,6 +26,8 @@ except ImportError as error:
 from llama_runner.core.batch import Batch
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.context import Context
+from llama_runner.core.job import Job
+from llama_runner.core.loop import DecodeLoop
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.sampler import SamplerChain
@@ -36,6 +38,8 @@ __all__ = [
     "Batch",
     "ChatTemplate",
     "Context",
+    "DecodeLoop",
+    "Job",
     "Memory",
     "Model",
     "SamplerChain",

@@ -25,9 +25,11 @@ cdef class Context:
     cdef object _memory
     cdef dict _settings, _fingerprint
     cdef bint reserved
+    cdef object owner  # weak: the loop that decodes with this context
     cdef object __weakref__
 
     cdef int enter(self) except -1
+    cdef int claim(self, object owner) except -1
     cdef void leave(self) noexcept
     cdef int check_batch(self, Batch batch, bint encode) except -1
     cdef int note_facts(self, Model model, llama_context_params params) except -1
