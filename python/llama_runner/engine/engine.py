@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner.core import Context, DecodeLoop, Job
-from llama_runner.engine.generation import sampler_chain
-from llama_runner.engine.prefix import Match
+from llama_runner.engine.prefix import Match, Node
 from llama_runner.engine.request import Request
 from llama_runner.engine.residency import CacheCounters, Residency
+from llama_runner.engine.sampling import sampler_chain
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -109,8 +109,11 @@ class Engine:
         priority: int = 0,
         owner: str | None = None,
         notify: Callable[[], None] | None = None,
+        wait: bool = True,
     ) -> list[Request]:
         """Queue ``n`` generations that share one prompt, and start them if there is room.
+
+        With ``wait`` false the manager starts them, so that this returns at once; else it takes up to a step.
 
         Raises ContextOverflowError for what can never fit, ContextBusyError when the queue is full.
         """
@@ -156,16 +159,29 @@ class Engine:
             self._requests += n
             self._waiting.append(leader)
             self._waiting.sort(key=lambda request: (-request.priority, request.tag))
-            self._admit()
+            if wait:
+                self._admit()
+        if not wait:
+            self.loop.wake()
         return requests
 
     def cancel(self, request: Request) -> None:
-        """End a request where it is; what it has sampled stays. Its sequence is left as it was after the last step."""
+        """End a request where it is, within a step; what it has sampled stays. Returns at once. Any thread."""
+        request.cancelled = True
+        request.job.cancel()
+        if not self._closed:
+            self.loop.wake()
+
+    def pin(self, tokens: Tokens, instead_of: Node | None = None) -> Node | None:
+        """Keep what is cached of ``tokens`` from being evicted, and no longer what ``instead_of`` ends."""
         with self._lock:
-            request.job.cancel()
-            if request in self._waiting:
-                self._waiting.remove(request)
-                self._end_waiting(request, "cancelled")
+            if instead_of is not None:
+                instead_of.pins -= 1
+            found = self.residency.tree.match(tokens)
+            if found.length == 0:
+                return None
+            found.node.pins += 1
+            return found.node
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[Context]:
@@ -201,6 +217,7 @@ class Engine:
             return
         self.loop.pause()
         try:
+            self._settle_ended()
             for request in list(self._waiting):
                 if self._over_quota(request):
                     continue
@@ -309,7 +326,8 @@ class Engine:
             "error",
             "no_room",
             f"{need} more cells are needed and the context has {self.context.n_ctx}, of which "
-            f"{self._cells_used()} are in use: make n_ctx larger, or n and max_tokens smaller",
+            f"{self._cells_used()} are in use: clear_context() frees the conversation's; or make n_ctx larger, or n and "
+            "max_tokens smaller",
         )
         for follower in request.followers:
             follower.job.finish("error", "no_room", "the prompt that it shares does not fit")
@@ -343,39 +361,47 @@ class Engine:
     # --- the manager
 
     def _manage(self) -> None:
-        while True:
-            events = self.loop.wait(self._until_deadline())
-            with self._lock:
-                if self._closed:
+        try:
+            while True:
+                events = self.loop.wait(self._until_deadline())
+                with self._lock:
+                    if self._closed:
+                        return
+                    self._expire()
+                    self._collect(events)
+                if "stopped" in events:
                     return
-                self._collect("room" in events)
-                self._expire()
-            if "stopped" in events:
-                return
+        except BaseException:
+            # nobody would be answered any more: better that everybody hears of it
+            self.close()
+            raise
 
     def _until_deadline(self) -> float | None:
         with self._lock:
             times = [request.deadline for request in self._waiting if request.deadline is not None]
         return max(0.0, min(times) - time.perf_counter()) if times else None
 
-    def _collect(self, short_of_room: bool) -> None:
-        ended: list[Job] = self.loop.ended()
-        ready: list[Job] = self.loop.ready()
-        if ended or short_of_room:
+    def _collect(self, events: set[str]) -> None:
+        for job in self.loop.ready():
+            request = self._running.get(job.progress["tag"])
+            if request is not None:
+                self._announce(request)
+        if events & {"ended", "room"} or ("wake" in events and self._waiting):
             self.loop.pause()
             try:
-                for job in ended:
-                    request = self._running.pop(job.progress["tag"], None)
-                    if request is not None:
-                        self._settle(request)
-                if short_of_room:
+                self._settle_ended()
+                if "room" in events:
                     self._relieve()
                 self._admit()
             finally:
                 self.loop.resume()
-        for job in ended + ready:
-            request = self._running.get(job.progress["tag"])
+
+    def _settle_ended(self) -> None:
+        """While paused, so that whatever its reader has seen the end of is in the tree."""
+        for job in self.loop.ended():
+            request = self._running.pop(job.progress["tag"], None)
             if request is not None:
+                self._settle(request)
                 self._announce(request)
 
     def _announce(self, request: Request) -> None:
@@ -398,9 +424,13 @@ class Engine:
 
     def _expire(self) -> None:
         now = time.perf_counter()
-        for request in [r for r in self._waiting if r.deadline is not None and r.deadline <= now]:
-            self._waiting.remove(request)
-            self._end_waiting(request, "timeout")
+        for request in list(self._waiting):
+            if request.cancelled:
+                self._waiting.remove(request)
+                self._end_waiting(request, "cancelled")
+            elif request.deadline is not None and request.deadline <= now:
+                self._waiting.remove(request)
+                self._end_waiting(request, "timeout")
 
     def _end_waiting(self, request: Request, how: str) -> None:
         for member in [request, *request.followers]:
@@ -448,7 +478,8 @@ class Engine:
         for request in self._running.values():
             self._announce(request)
         self._running.clear()
-        self._manager.join(timeout=10)
+        if threading.current_thread() is not self._manager:
+            self._manager.join(timeout=10)
 
     def __enter__(self) -> Engine:
         return self

@@ -99,6 +99,7 @@ class Request:
         self.followers: list[Request] = []
         self.leader: Request | None = None
         self.preempted = 0
+        self.cancelled = False
         self.submitted = time.perf_counter()
         self.admitted = 0.0
         self.deadline = None if params.timeout is None else self.submitted + params.timeout
@@ -179,7 +180,9 @@ class Request:
         waited = self.admitted - self.submitted if self.admitted else 0.0
         prompt_seconds = max(0.0, (fed - added) / 1e6) if added and fed else 0.0
         generating = max(0.0, (progress["last_us"] - fed) / 1e6) if fed else 0.0
-        reason: Any = self._end
+        if self._end == "error" and progress["error"] != "closed":
+            raise self.error()
+        reason: Any = "cancelled" if self._end == "error" else self._end
         return Completion(
             text="".join(self._text),
             tokens=np.asarray(self._tokens, dtype=np.int32),

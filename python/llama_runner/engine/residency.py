@@ -205,8 +205,7 @@ class Residency:
             deepest = known[-1]
             holder = self.tree.holder(deepest)
             if holder != seq_id:
-                self.memory.seq_rm(seq_id, mine, deepest.end)
-                self.memory.seq_cp(holder, seq_id, mine, deepest.end)
+                self._share(holder, seq_id, deepest.end)
         for step in path:
             if step.seq_id == seq_id and step is not node:
                 step.seq_id = None
@@ -219,6 +218,14 @@ class Residency:
         self.tree.touch(node)
         assert found.length <= len(tokens)
         return node
+
+    def _share(self, holder: int, seq_id: int, end: int) -> None:
+        """Replace a sequence's cells up to ``end`` by another's of the same tokens."""
+        self.memory.seq_cp(seq_id, self._spare, end, -1)
+        self.memory.seq_rm(seq_id, -1, -1)
+        self.memory.seq_cp(holder, seq_id, 0, end)
+        self.memory.seq_cp(self._spare, seq_id, end, -1)
+        self.memory.seq_rm(self._spare, -1, -1)
 
     def holds(self, node: Node, seq_id: int) -> bool:
         """Whether the tree counts on this sequence."""
