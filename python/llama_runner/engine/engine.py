@@ -150,20 +150,57 @@ class Engine:
         leader.followers = requests[1:]
         for follower in leader.followers:
             follower.leader = leader
+        self._enqueue(leader, wait)
+        return requests
+
+    def feed(
+        self,
+        tokens: Tokens,
+        *,
+        want: str = "",
+        want_from: int = 1,
+        priority: int = 0,
+        owner: str | None = None,
+        notify: Callable[[], None] | None = None,
+        wait: bool = True,
+    ) -> Request:
+        """Bring tokens into the cache without sampling; ``want`` is what they are to leave, as for ``core.Job``."""
+        if len(tokens) > self.context.n_ctx:
+            raise ContextOverflowError(
+                f"{len(tokens)} tokens, and the context holds {self.context.n_ctx}",
+                len(tokens),
+                self.context.n_ctx,
+            )
+        request = Request(
+            self.vocab,
+            tokens,
+            GenerationParams(),
+            None,
+            tag=next(self._tags),
+            limit=0,
+            priority=priority,
+            owner=owner,
+            notify=notify,
+            want=want,
+            want_from=want_from,
+        )
+        self._enqueue(request, wait)
+        return request
+
+    def _enqueue(self, request: Request, wait: bool) -> None:
         with self._lock:
             self._check_open()
             if len(self._waiting) >= self.max_waiting:
                 raise ContextBusyError(
                     f"{len(self._waiting)} requests are waiting already (max_waiting): try again when some are done"
                 )
-            self._requests += n
-            self._waiting.append(leader)
-            self._waiting.sort(key=lambda request: (-request.priority, request.tag))
+            self._requests += 1 + len(request.followers)
+            self._waiting.append(request)
+            self._waiting.sort(key=lambda other: (-other.priority, other.tag))
             if wait:
                 self._admit()
         if not wait:
             self.loop.wake()
-        return requests
 
     def cancel(self, request: Request) -> None:
         """End a request where it is, within a step; what it has sampled stays. Returns at once. Any thread."""
@@ -239,7 +276,7 @@ class Engine:
         tokens = request.job.tokens
         tree = self.residency.tree
         found = tree.match(tokens)
-        most = len(tokens) - 1
+        most = len(tokens) - 1 if request.preempted else request.most
         group = 1 + len(request.followers)
         need = len(tokens) - min(found.resident, most) + (self._need(request) - len(request.prompt)) * group
         found.node.pins += 1
@@ -257,11 +294,13 @@ class Engine:
             found.node.pins -= 1
         self._note(request, attached.n_resident, attached.restored, attached.match)
         request.seq_id = attached.seq_id
+        self.residency.busy.add(attached.seq_id)
         self._pin(request)
         self.loop.place(request.job, attached.seq_id, attached.n_resident)
         for follower, seq_id in zip(request.followers, seqs, strict=True):
             assert seq_id is not None
             follower.seq_id = seq_id
+            self.residency.busy.add(seq_id)
             follower.admitted = request.admitted
             follower.cached_tokens = follower.known_tokens = len(tokens)
             follower.reason = "it shares the prompt of another that was sampled with it"
@@ -348,6 +387,7 @@ class Engine:
     def _settle(self, request: Request) -> None:
         """Write what the request's sequence holds into the tree, or give the sequence back."""
         assert request.seq_id is not None
+        self.residency.busy.discard(request.seq_id)
         held = request.job.progress["n_resident"]
         last = self.context.memory.seq_pos_max(request.seq_id) + 1
         node = None

@@ -62,14 +62,16 @@ class Request:
         vocab: Vocab,
         prompt: npt.NDArray[np.int32],
         params: GenerationParams,
-        chain: SamplerChain,
+        chain: SamplerChain | None,
         *,
         tag: int,
-        seed: int,
+        seed: int = 0,
         limit: int,
         priority: int,
         owner: str | None,
         notify: Callable[[], None] | None,
+        want: str = "",
+        want_from: int = 1,
     ) -> None:
         self.vocab = vocab
         self.prompt = prompt
@@ -91,8 +93,14 @@ class Request:
             priority=priority,
             timeout=params.timeout,
             notify=notify is not None,
+            want=(want,) if want else (),
+            want_from=want_from,
             tag=tag,
         )
+        # how many tokens at most may be taken from the cache: the rest must be computed for what it is to leave
+        self.most = len(prompt) - (chain is not None or want in ("logits", "embedding"))
+        if want == "logprobs":
+            self.most = min(self.most, want_from - 1)
         # --- the engine's, under its lock
         self.seq_id: int | None = None
         self.node: Node | None = None  # pinned while this runs: the part of its prompt that the tree knows

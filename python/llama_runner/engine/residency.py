@@ -78,6 +78,7 @@ class Residency:
         # the last one is where saved states are read into, before their cells are handed on
         self._spare = context.n_seq_max - 1
         self._free = list(range(context.n_seq_max - 2, -1, -1)) if context.n_seq_max > 1 else []
+        self.busy: set[int] = set()  # sequences of requests that run
         # of each sequence in use: up to where its cells are those of the tree
         self._shared: dict[int, int] = {}
 
@@ -94,6 +95,9 @@ class Residency:
 
     def release(self, seq_id: int) -> None:
         """Empty a sequence and give it back; cells that others hold too stay with those."""
+        for node in list(self.tree.nodes()):
+            if node.seq_id == seq_id:
+                self._lose(node)
         self.memory.seq_rm(seq_id, -1, -1)
         self._shared.pop(seq_id, None)
         self._free.append(seq_id)
@@ -207,10 +211,12 @@ class Residency:
             if holder != seq_id:
                 self._share(holder, seq_id, deepest.end)
         for step in path:
-            if step.seq_id == seq_id and step is not node:
+            if step is not node and step.seq_id is not None:
+                # what lies below it is held from now on by the one that holds the end
+                if step.seq_id != seq_id and step.seq_id not in self.busy:
+                    self.release(step.seq_id)
                 step.seq_id = None
-            if not step.resident:
-                step.resident = True
+            step.resident = True
             self._drop_stored(step)
         if node.seq_id is None and not any(child.resident for child in node.children.values()):
             node.seq_id = seq_id
@@ -230,6 +236,18 @@ class Residency:
     def holds(self, node: Node, seq_id: int) -> bool:
         """Whether the tree counts on this sequence."""
         return node.seq_id == seq_id
+
+    def _lose(self, node: Node) -> None:
+        """The sequence that held a node is about to be emptied: what no other holds is no longer resident."""
+        node.seq_id = None
+        here: Node | None = node
+        while here is not None and here.parent is not None:
+            if here.seq_id is not None or any(child.resident for child in here.children.values()):
+                return
+            here.resident = False
+            parent = here.parent
+            self._prune(here)
+            here = parent
 
     # --- making room
 
@@ -254,7 +272,7 @@ class Residency:
         assert seq_id is not None and leaf.parent is not None
         if keep and self.host_limit > 0 and leaf.stored is None:
             self._store(leaf, seq_id)
-        leaf.resident, leaf.seq_id = False, None
+        leaf.resident, leaf.seq_id = False, None  # before release(), which looks for nodes that it would orphan
         parent = leaf.parent
         inherits = (
             self.parts
