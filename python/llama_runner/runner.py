@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from llama_runner._check import check_int
 from llama_runner.core import ChatTemplate, Context, Model
 from llama_runner.core.vocab import as_tokens
-from llama_runner.engine import Generation, Slot, Slots
+from llama_runner.engine import AsyncStream, Engine, Node, Stream, exhaust
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -30,7 +30,6 @@ __all__ = ["LlamaRunner", "Stream"]
 Prompt = str | bytes | Sequence[int] | npt.NDArray[np.integer[Any]]
 
 DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gigabytes unasked
-STATEFUL = 0  # the sequence that generate_stateful talks in
 
 CONTEXT_OPTIONS = frozenset(
     {
@@ -51,61 +50,9 @@ CONTEXT_OPTIONS = frozenset(
 MODEL_OPTIONS = frozenset(
     {"check_tensors", "main_gpu", "n_gpu_layers", "split_mode", "use_mlock", "use_mmap"}
 )
-
-
-class Stream(Iterator[Chunk]):
-    """A generation under way: iterate over its chunks; ``completion`` is there at the end.
-
-    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early; ``completion`` then holds what
-    there is, with the finish reason ``"cancelled"``. One thread at a time.
-    """
-
-    def __init__(self, generation: Generation, lock: threading.RLock) -> None:
-        self._generation = generation
-        self._lock = lock
-        self._done = False
-
-    def __next__(self) -> Chunk:
-        if self._done:
-            raise StopIteration
-        try:
-            chunk = self._generation.step()
-        except BaseException:
-            self.close()
-            raise
-        if chunk.finish_reason is not None:
-            self._release()
-        return chunk
-
-    def close(self) -> None:
-        """End the generation where it is; closing twice is no error."""
-        if not self._done:
-            self._generation.cancel()
-            self._release()
-
-    def _release(self) -> None:
-        self._done = True
-        with self._lock:
-            self._generation.slot.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._done:
-            self.close()
-
-    @property
-    def completion(self) -> Completion:
-        """The result, once the stream is exhausted or closed; InvalidArgumentError before."""
-        if not self._done:
-            raise InvalidArgumentError("the stream is not finished: exhaust it or close() it first")
-        return self._generation.completion()
+ENGINE_OPTIONS = frozenset(
+    {"disk_cache", "disk_cache_bytes", "host_cache_bytes", "max_waiting", "pace", "quotas", "slice_seconds"}
+)
 
 
 class LlamaRunner:
@@ -141,10 +88,11 @@ class LlamaRunner:
     ) -> None:
         self._closed = True
         for name in options:
-            if name not in CONTEXT_OPTIONS | MODEL_OPTIONS:
+            if name not in CONTEXT_OPTIONS | MODEL_OPTIONS | ENGINE_OPTIONS:
                 known = {
                     *CONTEXT_OPTIONS,
                     *MODEL_OPTIONS,
+                    *ENGINE_OPTIONS,
                     "n_ctx",
                     "n_seq_max",
                     "progress",
@@ -152,6 +100,7 @@ class LlamaRunner:
                 }
                 raise unknown_name(name, known, "LlamaRunner()")
         for_model = {name: options.pop(name) for name in MODEL_OPTIONS & options.keys()}
+        for_engine = {name: options.pop(name) for name in ENGINE_OPTIONS & options.keys()}
         if n_ctx is not None:
             check_int("n_ctx", n_ctx, 1, 2**31 - 256)
         self._owns_model = not isinstance(model, Model)
@@ -165,13 +114,15 @@ class LlamaRunner:
             path = resolve_model(model, progress=download_progress)
             self.model = Model(path, progress=progress, **for_model)
         try:
-            self._open(n_ctx, n_seq_max, options)
+            self._open(n_ctx, n_seq_max, for_engine, options)
         except BaseException:
             if self._owns_model:
                 self.model.close()
             raise
 
-    def _open(self, n_ctx: int | None, n_seq_max: int | None, options: Mapping[str, Any]) -> None:
+    def _open(
+        self, n_ctx: int | None, n_seq_max: int | None, engine: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> None:
         if not self.model.has_decoder or self.model.architecture.endswith("bert"):
             raise ModelCapabilityError(
                 f"{self.model!r} is an encoder and cannot generate: use core.Context with embeddings=True"
@@ -180,11 +131,16 @@ class LlamaRunner:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         if n_seq_max is None:
             # each recurrent state is there from the start; a cell of attention costs nothing until it is used
-            n_seq_max = 2 if self.model.is_recurrent or self.model.is_hybrid else 8
+            n_seq_max = 4 if self.model.is_recurrent or self.model.is_hybrid else min(64, n_ctx)
         check_int("n_seq_max", n_seq_max, 2, 256)
         self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
-        self._slots = Slots(self.context)
+        try:
+            self.engine = Engine(self.context, **engine)
+        except BaseException:
+            self.context.close()
+            raise
         self._conversation: list[int] = []
+        self._pinned: Node | None = None  # where the conversation ends in the prefix tree
         self._template: ChatTemplate | None = None
         self._lock = threading.RLock()
         self._turn = threading.Lock()
@@ -198,21 +154,22 @@ class LlamaRunner:
         *,
         params: GenerationParams | None = None,
         prefill_progress: Callable[[int, int], object] | None = None,
+        priority: int = 0,
+        owner: str | None = None,
         **kwargs: Any,
     ) -> Stream:
-        """Generate, a ``Chunk`` at a time. The prompt is read before this returns.
+        """Generate, a ``Chunk`` at a time, next to whatever else runs. It goes on while nobody reads it.
 
         ``prompt`` is text, or token ids. ``params`` and keywords are those of ``GenerationParams``;
-        ``prefill_progress`` is called with (tokens done, tokens in all) of the part that must be computed. Raises
-        UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError,
-        ClosedError.
+        ``prefill_progress`` is called with (tokens done, tokens in all) of the part that must be computed, before this
+        returns. A larger ``priority`` goes first; ``owner`` is who a quota of cells counts for. Raises
+        UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError (too many
+        wait already), ClosedError.
         """
         settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
         tokens = self._tokens(prompt)
-        with self._lock:
-            self._check_open()
-            slot = self._slots.take(self._slots.best_for(tokens, self._slots.all[STATEFUL + 1 :]))
-        return self._start(slot, tokens, settings, prefill_progress)
+        request = self.engine.submit(tokens, settings, priority=priority, owner=owner)[0]
+        return Stream(self.engine, request, prefill_progress)
 
     def generate(
         self,
@@ -220,11 +177,81 @@ class LlamaRunner:
         *,
         params: GenerationParams | None = None,
         prefill_progress: Callable[[int, int], object] | None = None,
+        priority: int = 0,
+        owner: str | None = None,
         **kwargs: Any,
     ) -> Completion:
         """Generate to the end; parameters and errors as for ``stream``."""
         settings = GenerationParams.from_kwargs(params, kwargs, where="generate()")
-        return exhaust(self.stream(prompt, params=settings, prefill_progress=prefill_progress))
+        return exhaust(
+            self.stream(
+                prompt, params=settings, prefill_progress=prefill_progress, priority=priority, owner=owner
+            )
+        )
+
+    def generate_many(
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        params: GenerationParams | None = None,
+        n: int = 1,
+        priority: int = 0,
+        owner: str | None = None,
+        **kwargs: Any,
+    ) -> list[Completion]:
+        """Generate for many prompts together; the results in their order, ``n`` for each prompt one after another.
+
+        The ``n`` answers of a prompt share its cells, and differ by seed: the given one, the next, and so on. When one
+        fails, the others are cancelled and its error is raised.
+        """
+        settings = GenerationParams.from_kwargs(params, kwargs, where="generate_many()")
+        check_int("n", n, 1, self.context.n_seq_max - 1)
+        todo = [self._tokens(prompt) for prompt in prompts]
+        streams: list[Stream] = []
+        try:
+            for tokens in todo:
+                requests = self.engine.submit(tokens, settings, n=n, priority=priority, owner=owner)
+                streams += [Stream(self.engine, request) for request in requests]
+            return [exhaust(stream) for stream in streams]
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+
+    async def astream(
+        self,
+        prompt: Prompt,
+        *,
+        params: GenerationParams | None = None,
+        priority: int = 0,
+        owner: str | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[Chunk]:
+        """``stream`` for asyncio: never blocks the event loop. Leaving the loop, or cancelling the task, ends it."""
+        settings = GenerationParams.from_kwargs(params, kwargs, where="astream()")
+        async with AsyncStream(
+            self.engine, self._tokens(prompt), settings, priority=priority, owner=owner
+        ) as stream:
+            async for chunk in stream:
+                yield chunk
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        *,
+        params: GenerationParams | None = None,
+        priority: int = 0,
+        owner: str | None = None,
+        **kwargs: Any,
+    ) -> Completion:
+        """``generate`` for asyncio: ``asyncio.gather`` over several of them is one batch."""
+        settings = GenerationParams.from_kwargs(params, kwargs, where="agenerate()")
+        async with AsyncStream(
+            self.engine, self._tokens(prompt), settings, priority=priority, owner=owner
+        ) as stream:
+            async for _ in stream:
+                pass
+        return stream.completion
 
     def generate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows ``prompt``; nothing of the call is visible to the next one."""
@@ -248,31 +275,12 @@ class LlamaRunner:
         try:
             new = self._tokens(prompt, add_special=not self._conversation)
             tokens = np.concatenate([np.asarray(self._conversation, dtype=np.int32), new])
-            with self._lock:
-                self._check_open()
-                slot = self._slots.take(self._slots.all[STATEFUL])
-            completion = exhaust(self._start(slot, tokens, settings, None))
+            completion = exhaust(Stream(self.engine, self.engine.submit(tokens, settings)[0]))
             self._conversation = [*tokens.tolist(), *completion.tokens.tolist()]
+            self._pinned = self.engine.pin(np.asarray(self._conversation, dtype=np.int32), self._pinned)
             return completion.text
         finally:
             self._turn.release()
-
-    def _start(
-        self,
-        slot: Slot,
-        tokens: npt.NDArray[np.int32],
-        params: GenerationParams,
-        progress: Callable[[int, int], object] | None,
-    ) -> Stream:
-        """Read the prompt into a slot that was taken, and give it back if that fails."""
-        try:
-            generation = Generation(self.context, self._slots, slot, self._lock, params, pinned={STATEFUL})
-            generation.prefill(tokens, progress)
-        except BaseException:
-            with self._lock:
-                slot.release()
-            raise
-        return Stream(generation, self._lock)
 
     def _tokens(self, prompt: Prompt, add_special: bool = True) -> npt.NDArray[np.int32]:
         self._check_open()
@@ -313,32 +321,24 @@ class LlamaRunner:
 
     def get_context_info(self) -> ContextInfo:
         """How full the context is, in all and for each sequence that holds something."""
-        with self._lock:
-            self._check_open()
-            memory = self.context.memory
+        self._check_open()
+        with self.engine.paused() as context:
+            memory = context.memory
+            ends = {seq: memory.seq_pos_max(seq) + 1 for seq in range(context.n_seq_max)}
             sequences = tuple(
-                SequenceInfo(
-                    slot.seq_id,
-                    memory.seq_pos_min(slot.seq_id),
-                    memory.seq_pos_max(slot.seq_id),
-                    len(slot.tokens),
-                )
-                for slot in self._slots.all
-                if slot.tokens
+                SequenceInfo(seq, memory.seq_pos_min(seq), end - 1, end) for seq, end in ends.items() if end
             )
             if self.model.is_recurrent:  # a state a sequence, however long it is
-                return ContextInfo(self.context.n_seq_max, len(sequences), self.context.n_seq_max, sequences)
-            return ContextInfo(self.context.n_ctx, self._slots.used(), self.context.n_seq_max, sequences)
+                return ContextInfo(context.n_seq_max, len(sequences), context.n_seq_max, sequences)
+            return ContextInfo(context.n_ctx, memory.n_used, context.n_seq_max, sequences)
 
     def clear_context(self) -> None:
-        """Forget the conversation of ``generate_stateful`` and every cached prompt; streams under way go on."""
-        with self._lock:
-            self._check_open()
-            if not self._turn.locked():
-                self._conversation = []
-            for slot in self._slots.all:
-                if not slot.busy:
-                    slot.truncate(0)
+        """Forget the conversation of ``generate_stateful`` and every cached prompt; generations under way go on."""
+        self._check_open()
+        if not self._turn.locked():
+            self._conversation = []
+            self._pinned = self.engine.pin(np.empty(0, dtype=np.int32), self._pinned)
+        self.engine.clear()
 
     # --- lifetime
 
@@ -349,13 +349,14 @@ class LlamaRunner:
 
     def close(self) -> None:
         """Free the context, and the model unless it was passed in; closing twice is no error. Streams end."""
-        if self._closed:
-            return
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self.context.close()
-            if self._owns_model:
-                self.model.close()
+        self.engine.close()
+        self.context.close()
+        if self._owns_model:
+            self.model.close()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -376,11 +377,3 @@ class LlamaRunner:
             if self._closed
             else f"<LlamaRunner {self.get_context_info()} {self.model!r}>"
         )
-
-
-def exhaust(stream: Stream) -> Completion:
-    """Run a stream to its end."""
-    with stream:
-        for _ in stream:
-            pass
-    return stream.completion

@@ -36,6 +36,8 @@ from llama_runner.core.context import Context
 from llama_runner.core.control_vector import ControlVector
 from llama_runner.core.detokenizer import Detokenizer
 from llama_runner.core.estimate import estimate_memory
+from llama_runner.core.job import Job
+from llama_runner.core.loop import DecodeLoop
 from llama_runner.core.memory import Memory
 from llama_runner.core.model import Model
 from llama_runner.core.perf import ContextPerf
@@ -63,6 +65,8 @@ __all__ = [
     "Detokenizer",
     "DeviceState",
     "LoraAdapter",
+    "DecodeLoop",
+    "Job",
     "Memory",
     "Model",
     "SamplerChain",

@@ -22,8 +22,13 @@ cdef class Context(ContextState):
     cdef dict samplers  # sequence: the chain that the graph samples with; held, since the graph points to it
     cdef dict sampled_rows  # row of the last decode: the sequence that it was sampled for; None for none
     cdef bint stranded  # other threads of ggml still look at it: never freed
+
+    cdef object owner  # weak: the loop that decodes with this context
     cdef object __weakref__
 
+    cdef int enter(self) except -1
+    cdef int claim(self, object owner) except -1
+    cdef void leave(self) noexcept
     cdef int check_batch(self, Batch batch, bint encode) except -1
     cdef int note_facts(self, Model model, llama_context_params params) except -1
     cdef int _create(self, Model model, llama_context_params params) except -1

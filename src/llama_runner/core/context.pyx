@@ -320,8 +320,17 @@ cdef class Context(ContextState):
             self._reserve()
             self._end_reserve(True)
 
+    cdef int claim(self, object owner) except -1:
+        """A loop owns the context from now on (None: no longer), and is closed before it."""
+        if owner is not None and self.owner is not None and self.owner() is not None:
+            raise errors.ContextBusyError("this context belongs to a loop already")
+        self.owner = None if owner is None else weakref.ref(owner)
+        return 0
+
     def _reserve(self):
         """Keep every other call out until ``_end_reserve``: a model closes all of its contexts or none."""
+        if self.owner is not None and self.owner() is not None:
+            raise errors.ContextBusyError("a loop runs on this context: close that first")
         enter_exclusive(self.guard, "context")
         self.reserved = True
 

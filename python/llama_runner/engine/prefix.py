@@ -1,0 +1,195 @@
+"""``PrefixCache``: a radix tree over token ids, whose nodes say where the keys and values of their tokens are.
+
+The tree is an account: it touches no memory itself. ``Residency`` makes what the tree says true.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Match", "Node", "PrefixCache", "Stored"]
+
+Tokens = npt.NDArray[np.int32]
+
+
+@dataclass(eq=False, slots=True)
+class Stored:
+    """The saved state of the positions from ``start`` to ``end``, in host memory or in a file; nodes share it."""
+
+    start: int
+    end: int
+    size: int  # bytes
+    data: bytes | None  # None once it is on disk
+    path: str | None = None
+    users: int = 0  # nodes that refer to it
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """A run of tokens after its parent's. Position ``start`` is that of ``tokens[0]``."""
+
+    parent: Node | None
+    start: int
+    tokens: Tokens
+    children: dict[int, Node] = field(default_factory=dict)
+    resident: bool = False
+    # a sequence that holds every position from 0 to the node's end; a resident node without one has a descendant with one
+    seq_id: int | None = None
+    stored: Stored | None = None
+    pins: int = 0
+    last_used: int = 0
+    made: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position after its last token."""
+        return self.start + len(self.tokens)
+
+    def __repr__(self) -> str:
+        where = "resident" if self.resident else "stored" if self.stored else "empty"
+        return f"<Node {self.start} to {self.end} {where} seq_id={self.seq_id} {len(self.children)} children>"
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How far a prompt is known. ``node`` is the deepest node that agrees with it, for ``inside`` of its tokens."""
+
+    node: Node
+    inside: int
+    length: int  # tokens that agree, resident or stored
+    resident: int  # of those, in the KV memory
+
+    @property
+    def differs_from(self) -> int | None:
+        """The token of the cached text that differs from the prompt's, where one does."""
+        return int(self.node.tokens[self.inside]) if self.inside < len(self.node.tokens) else None
+
+
+class PrefixCache:
+    """Which prefixes are known, and where. The caller guards it with a lock of its own."""
+
+    def __init__(self) -> None:
+        self.root = Node(None, 0, np.empty(0, dtype=np.int32), resident=True)
+        self._clock = itertools.count(1)
+
+    def match(self, tokens: Tokens) -> Match:
+        """The longest known prefix of ``tokens``, by comparing every one of them."""
+        node, at, resident = self.root, 0, 0
+        while True:
+            child = node.children.get(int(tokens[at])) if at < len(tokens) else None
+            if child is None:
+                return Match(node, len(node.tokens), at, resident)
+            agree = common_length(child.tokens, tokens[at:])
+            at += agree
+            if child.resident:
+                resident = at
+            if agree < len(child.tokens):
+                return Match(child, agree, at, resident)
+            node = child
+
+    def path(self, node: Node) -> list[Node]:
+        """The nodes from the first after the root down to ``node``."""
+        found: list[Node] = []
+        while node.parent is not None:
+            found.append(node)
+            node = node.parent
+        return found[::-1]
+
+    def tokens_to(self, node: Node) -> Tokens:
+        """All tokens from the start to the node's end."""
+        return np.concatenate([np.empty(0, dtype=np.int32), *(step.tokens for step in self.path(node))])
+
+    def touch(self, node: Node) -> None:
+        """Note that the path to ``node`` was of use just now."""
+        now = next(self._clock)
+        while node.parent is not None:
+            node.last_used = now
+            node = node.parent
+
+    def split(self, node: Node, inside: int) -> Node:
+        """Cut a node after ``inside`` of its tokens; returns the new upper part, and ``node`` becomes the lower one."""
+        assert node.parent is not None and 0 < inside < len(node.tokens)
+        upper = Node(
+            node.parent,
+            node.start,
+            node.tokens[:inside].copy(),
+            resident=node.resident,
+            stored=node.stored,
+            last_used=node.last_used,
+            made=node.made,
+        )
+        if upper.stored is not None:
+            upper.stored.users += 1
+        node.parent.children[int(upper.tokens[0])] = upper
+        node.parent, node.start, node.tokens = upper, node.start + inside, node.tokens[inside:].copy()
+        upper.children[int(node.tokens[0])] = node
+        return upper
+
+    def insert(self, tokens: Tokens) -> Node:
+        """The node that ends where ``tokens`` do, made where it is missing; new nodes are neither resident nor stored."""
+        found = self.match(tokens)
+        node = found.node
+        if found.inside < len(node.tokens):
+            node = self.split(node, found.inside)
+        if found.length < len(tokens):
+            leaf = Node(node, found.length, tokens[found.length :].copy(), made=next(self._clock))
+            node.children[int(leaf.tokens[0])] = leaf
+            node = leaf
+        return node
+
+    def remove(self, node: Node) -> None:
+        """Take a node out that nothing hangs on: no child, not resident, not stored."""
+        assert not node.children and not node.resident and node.stored is None and node.parent is not None
+        del node.parent.children[int(node.tokens[0])]
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the root, parents before their children."""
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def holder(self, node: Node) -> int:
+        """A sequence that holds everything from position 0 to the end of a resident node."""
+        stack = [node]
+        while stack:
+            here = stack.pop()
+            if here.seq_id is not None:
+                return here.seq_id
+            stack.extend(child for child in here.children.values() if child.resident)
+        raise AssertionError(f"{node} is resident and no sequence holds it")
+
+    def resident_leaves(self) -> list[Node]:
+        """Resident nodes with nothing resident after them that may go, least recently used first."""
+        leaves = [
+            node
+            for node in self.nodes()
+            if node.resident and not node.pins and not any(child.resident for child in node.children.values())
+        ]
+        return sorted(leaves, key=lambda node: node.last_used)
+
+    def stored_leaves(self, *, on_disk: bool) -> list[Node]:
+        """Nodes that are only in host memory, or only on disk, that may go, least recently used first."""
+        leaves = [
+            node
+            for node in self.nodes()
+            if not node.resident
+            and node.stored is not None
+            and (node.stored.data is None) == on_disk
+            and not node.pins
+            and not (on_disk and node.children)
+        ]
+        return sorted(leaves, key=lambda node: node.last_used)
+
+
+def common_length(a: Tokens, b: Tokens) -> int:
+    """How many tokens at the start of two arrays are the same."""
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n

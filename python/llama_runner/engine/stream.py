@@ -1,0 +1,156 @@
+"""``Stream`` and ``AsyncStream``: reading a generation while it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_runner.engine.engine import Engine
+from llama_runner.engine.request import Explanation, Request
+from llama_runner.errors import InvalidArgumentError, LlamaRunnerError
+from llama_runner.params import GenerationParams
+from llama_runner.results import Chunk, Completion
+
+__all__ = ["AsyncStream", "Stream", "exhaust"]
+
+PROGRESS_SECONDS = 0.05  # how often the progress of a prompt is reported
+
+
+class Stream(Iterator[Chunk]):
+    """A generation under way: iterate over its chunks; ``completion`` is there at the end.
+
+    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early; ``completion`` then holds what
+    there is, with the finish reason ``"cancelled"``. One thread at a time.
+    """
+
+    def __init__(
+        self, engine: Engine, request: Request, progress: Callable[[int, int], object] | None = None
+    ) -> None:
+        self._engine = engine
+        self._request = request
+        self._error: LlamaRunnerError | None = None
+        if progress is not None:
+            try:
+                self._report(progress)
+            except BaseException:
+                self.close()
+                raise
+
+    def _report(self, progress: Callable[[int, int], object]) -> None:
+        """Call ``progress`` until the prompt is read."""
+        job = self._request.job
+        done = -1
+        while True:
+            read = job.wait(PROGRESS_SECONDS)
+            todo = len(self._request.prompt) - self._request.cached_tokens
+            computed = int(job.progress["n_computed"])
+            if computed != done and (computed or read):
+                done = computed
+                progress(min(done, todo), todo)
+            if read:
+                return
+
+    def __next__(self) -> Chunk:
+        if self._request.ended:
+            raise StopIteration
+        try:
+            chunk = self._request.chunk()
+        except LlamaRunnerError as error:
+            self._error = error
+            raise
+        except BaseException:
+            self.close()
+            raise
+        assert chunk is not None
+        return chunk
+
+    def close(self) -> None:
+        """End the generation where it is, within a step; closing twice is no error."""
+        if self._request.ended:
+            return
+        self._engine.cancel(self._request)
+        try:
+            while not self._request.ended:
+                self._request.chunk()
+        except LlamaRunnerError as error:
+            self._error = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # nobody will read it: tell the engine, and wait for nothing
+        if hasattr(self, "_request") and not self._request.ended:
+            self._engine.cancel(self._request)
+
+    @property
+    def completion(self) -> Completion:
+        """The result, once the stream is exhausted or closed; InvalidArgumentError before; its error if it failed."""
+        if not self._request.ended:
+            raise InvalidArgumentError("the stream is not finished: exhaust it or close() it first")
+        return self._request.completion()
+
+    def explain(self) -> Explanation:
+        """Which part of the prompt was cached, and why the rest was not."""
+        return self._request.explain()
+
+
+class AsyncStream(AsyncIterator[Chunk]):
+    """A generation under way, for asyncio: ``async with`` ends it when it is left. Never blocks the event loop."""
+
+    def __init__(
+        self, engine: Engine, prompt: npt.NDArray[np.int32], params: GenerationParams, **options: Any
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self._there = asyncio.Event()
+        self._engine = engine
+
+        def notify() -> None:
+            # the loop may be closed by now, and then nobody listens
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._there.set)
+
+        self._request = engine.submit(prompt, params, notify=notify, wait=False, **options)[0]
+
+    async def __anext__(self) -> Chunk:
+        while not self._request.ended:
+            self._there.clear()
+            chunk = self._request.chunk(0)
+            if chunk is not None:
+                return chunk
+            await self._there.wait()
+        raise StopAsyncIteration
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._request.ended:
+            self._engine.cancel(self._request)
+
+    @property
+    def completion(self) -> Completion:
+        """The result, once it has been read to its end."""
+        if not self._request.ended:
+            raise InvalidArgumentError("the stream is not finished: exhaust it first")
+        return self._request.completion()
+
+
+def exhaust(stream: Stream) -> Completion:
+    """Run a stream to its end."""
+    with stream:
+        for _ in stream:
+            pass
+    return stream.completion

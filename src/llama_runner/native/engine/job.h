@@ -1,0 +1,81 @@
+// One sequence's work, as the engine's thread and whoever waits for it see it.
+#pragma once
+
+#include "engine.h"
+#include "text.h"
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <string>
+#include <unordered_set>
+#include <vector>
+
+namespace lr {
+
+// The log-probability of a token, and the best ones.
+struct scored {
+    float                logprob = 0;
+    std::vector<int32_t> top_ids;
+    std::vector<float>   top_logprobs;
+};
+scored score(const float * logits, int32_t n_vocab, llama_token token, int32_t n_top);
+
+}  // namespace lr
+
+struct lr_job {
+    lr_job(const lr_job_spec & spec, const llama_vocab * vocab);
+
+    void keep() { references.fetch_add(1, std::memory_order_relaxed); }
+    void drop();
+
+    // --- fixed
+    const llama_vocab *             vocab;
+    llama_seq_id                    seq_id;
+    llama_sampler *                 chain;
+    int32_t                         max_tokens, n_logprobs, priority, want, want_from;
+    bool                            ignore_eos, notify;
+    int64_t                         deadline_us;
+    uint64_t                        tag;
+    std::unordered_set<llama_token> stop_tokens;
+
+    std::atomic<bool> cancelled{false};
+
+    // --- the engine's thread only, while the job is in the engine
+    std::vector<llama_token> tokens;      // fed and sampled
+    int32_t                  n_resident;  // how many of them are in the memory
+    int32_t                  n_fed;       // how many of them were given
+    int32_t                  row = -1;    // of the step under way: its row with output
+    int32_t                  step_rows = 0;
+    bool                     stalled = false;
+    uint64_t                 arrival = 0;
+    lr::stop_matcher         stops;
+    std::vector<lr_job *>    followers;  // references held
+
+    int32_t n_sampled() const { return (int32_t) tokens.size() - n_fed; }
+    int32_t n_left() const { return (int32_t) tokens.size() - n_resident; }
+    // what is still to be read before the next token can be sampled, or has to be read again
+    bool reading() const { return chain == nullptr || n_left() > 1 || n_sampled() == 0; }
+
+    // Takes what was sampled from `logits`; true when this was the last.
+    bool accept(llama_token token, const float * logits, int32_t n_vocab, int64_t now);
+    void finish(lr_job_end end, lr_job_error error, const std::string & text);
+
+    // --- shared, under `mutex`
+    std::mutex               mutex;
+    std::condition_variable  changed;
+    std::string              text;         // not taken yet
+    std::vector<llama_token> new_tokens;   // not taken yet
+    std::vector<float>       new_logprobs, new_top_logprobs;
+    std::vector<int32_t>     new_top_ids;
+    std::vector<float>       last_logits, fed_logprobs, embedding;
+    std::string              error_text;
+    lr_job_progress          progress{};
+    bool                     announced = false;  // whether the engine has said that there is output
+
+    bool has_output() const { return !new_tokens.empty() || progress.end != LR_END_NONE; }
+
+private:
+    std::atomic<int> references{1};
+    std::vector<char> piece_;
+};
