@@ -4,8 +4,8 @@ from libc.stddef cimport size_t
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libcpp cimport bool
 
-from llama_runner._c.llama cimport llama_context, llama_sampler, llama_token, llama_vocab
-from llama_runner._c.native cimport lr_abort, lr_guard
+from llama_runner._c.llama cimport llama_adapter_lora, llama_context, llama_token, llama_vocab
+from llama_runner._c.native cimport lr_abort, lr_guard, lr_picker, lr_rwlock
 
 
 cdef extern from "engine/engine.h" nogil:
@@ -45,7 +45,7 @@ cdef extern from "engine/engine.h" nogil:
         int32_t n_tokens
         int32_t n_resident
         int32_t max_tokens
-        llama_sampler *chain
+        lr_picker *picker
         bool ignore_eos
         int32_t n_logprobs
         const char * const *stops
@@ -58,6 +58,8 @@ cdef extern from "engine/engine.h" nogil:
         int32_t want
         int32_t want_from
         bool notify
+        int32_t processor
+        int32_t adapters
         uint64_t tag
 
     lr_job *lr_job_new(const lr_job_spec *spec, const llama_vocab *vocab)
@@ -72,6 +74,7 @@ cdef extern from "engine/engine.h" nogil:
         int32_t n_resident
         int32_t n_sampled
         int32_t n_computed
+        bool marked
         int64_t added_us
         int64_t fed_us
         int64_t first_us
@@ -102,10 +105,24 @@ cdef extern from "engine/engine.h" nogil:
         int32_t slice_us
         float pace
         int32_t n_batch
-        int32_t n_seq_max
-        int32_t n_cells
+        int32_t n_outputs
+        bool every_row
 
-    lr_engine *lr_engine_new(llama_context *ctx, lr_guard *guard, lr_abort *abort, const lr_engine_config *config)
+    ctypedef struct lr_processed:
+        uint64_t tag
+        int32_t processor
+        const llama_token *tokens
+        int32_t n_tokens
+        const float *logits
+        float *out
+        bool failed
+
+    ctypedef void (*lr_process_fn)(void *user, lr_processed *rows, int32_t n) noexcept
+
+    lr_engine *lr_engine_new(
+        llama_context *ctx, lr_guard *guard, lr_abort *abort, lr_rwlock *adapters, const lr_engine_config *config
+    )
+    void lr_engine_set_processor(lr_engine *engine, lr_process_fn process, void *user)
     int lr_engine_start(lr_engine *engine)
     void lr_engine_stop(lr_engine *engine)
     void lr_engine_free(lr_engine *engine)
@@ -115,9 +132,16 @@ cdef extern from "engine/engine.h" nogil:
     void lr_engine_follow(lr_engine *engine, lr_job *leader, lr_job *job)
     bool lr_engine_take_out(lr_engine *engine, lr_job *job)
     void lr_job_place(lr_job *job, int32_t seq_id, int32_t n_resident)
+    void lr_job_mark(lr_job *job, int32_t at, int32_t seq_id)
     void lr_job_end_now(lr_job *job, int32_t end, int32_t error, const char *why)
     void lr_engine_fail(lr_engine *engine, lr_job *job, int32_t error, const char *why)
     void lr_engine_unstall(lr_engine *engine)
+    int lr_engine_adapters(
+        lr_engine *engine, int32_t set, llama_adapter_lora **adapters, const float *scales, int32_t n
+    ) except +
+    void lr_engine_adapters_changed(lr_engine *engine)
+    void lr_engine_fail_next(lr_engine *engine, int32_t code, int32_t n)
+    char *lr_engine_poisoned(lr_engine *engine, bool *stranded)
 
     cdef enum lr_event:
         LR_EVENT_ENDED
@@ -142,9 +166,11 @@ cdef extern from "engine/engine.h" nogil:
         int64_t idle_us
         int64_t failed_decodes
         int64_t retried_rows
+        int64_t adapter_switches
+        int64_t gaps
+        int64_t gap_us
         int32_t n_jobs
         int32_t n_stalled
-        int32_t cells_used
         double step_us
         double row_us
 

@@ -215,6 +215,7 @@ cdef extern from "llama_runner.h" nogil:
         LR_SAMPLER
         LR_OUTPUTS
         LR_CHAT
+        LR_JOB
         LR_KINDS
     void lr_live_add(int kind, int n)
     int64_t lr_live_count(int kind)

@@ -52,7 +52,9 @@ cdef dict LEVELS = {
     <int> GGML_LOG_LEVEL_ERROR: logging.ERROR,
 }
 cdef list DEVICE_TYPES = ["cpu", "gpu", "igpu", "accel", "meta"]
-cdef list KINDS = ["guards", "models", "contexts", "batches", "samplers", "outputs", "chat_templates"]  # of lr_kind
+# of lr_kind
+cdef list KINDS = ["guards", "models", "contexts", "batches", "samplers", "outputs", "chat_templates", "jobs"]
+
 cdef bint started = False
 
 

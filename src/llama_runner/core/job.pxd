@@ -10,6 +10,7 @@ cdef class Job:
     cdef readonly tuple stop
     cdef readonly int max_tokens, logprobs
     cdef readonly bint running  # in a loop: the chain is entered
+    cdef object exception  # what a processor raised
     cdef object __weakref__
 
     cdef int begin(self) except -1

@@ -1,5 +1,7 @@
 """``Job``: one sequence's work in a ``DecodeLoop``."""
 
+import threading
+
 import cython
 import numpy as np
 
@@ -16,6 +18,7 @@ from llama_runner._c.engine cimport (
     lr_job_error_text,
     lr_job_free,
     lr_job_look,
+    lr_job_mark,
     lr_job_new,
     lr_job_output,
     lr_job_progress,
@@ -27,7 +30,7 @@ from llama_runner._c.engine cimport (
     lr_job_wanted,
 )
 from llama_runner._c.llama cimport llama_time_us, llama_token
-from llama_runner.core._native cimport take_string
+from llama_runner.core._native cimport check_process, take_string
 from llama_runner.core.sampler cimport SamplerChain
 from llama_runner.core.vocab cimport Vocab
 
@@ -37,10 +40,13 @@ from llama_runner.core.vocab import as_tokens
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
+    unsigned long PyThread_get_thread_ident() nogil
 
 cdef tuple ENDS = (None, "eos", "stop", "length", "cancelled", "timeout", "fed", "error")
 cdef tuple ERRORS = (None, "sampling", "no_room", "decode", "closed", "poisoned", "memory")
 cdef int64_t SIGNAL_US = 50000  # how promptly Ctrl-C is felt while waiting
+cdef unsigned long main_thread_ident = threading.main_thread().ident
+cdef int64_t FOREVER_US = 3600000000
 
 
 @cython.no_gc_clear
@@ -58,6 +64,8 @@ cdef class Job:
     want : any of ``"logits"`` (a copy of the last fed token's), ``"logprobs"`` (of each fed token from ``want_from`` on)
         and ``"embedding"``.
     notify : tell ``DecodeLoop.ready()`` when there is output.
+    processor : a number of ``DecodeLoop.processors``, or -1: who sees its logits before they are sampled from.
+    adapters : a number of ``DecodeLoop.set_adapters``, or 0: what it is computed with.
     tag : an int of the caller's, which ``ended()`` and ``ready()`` return.
 
     ``take``, ``wait``, ``cancel`` and the properties may be used by any thread.
@@ -66,7 +74,7 @@ cdef class Job:
     def __init__(
         self, Vocab vocab not None, tokens, *, seq_id=0, n_resident=0, SamplerChain chain=None, max_tokens=0,
         ignore_eos=False, stop=(), stop_tokens=(), logprobs=None, priority=0, timeout=None, want=(), want_from=1,
-        notify=False, tag=0,
+        notify=False, processor=-1, adapters=0, tag=0,
     ):
         cdef lr_job_spec spec
         cdef const int32_t[::1] view, stop_view
@@ -93,6 +101,8 @@ cdef class Job:
         spec.want = wanted_bits(want)
         spec.want_from = check_int("want_from", want_from, 1, INT32_MAX)
         spec.notify = check_bool("notify", notify)
+        spec.processor = check_int("processor", processor, -1, INT32_MAX)
+        spec.adapters = check_int("adapters", adapters, 0, INT32_MAX)
         spec.tag = check_int("tag", tag, 0, 2**64 - 1)
         stop_ids = as_tokens(stop_tokens, vocab.n_tokens)
         stop_view = stop_ids
@@ -116,7 +126,7 @@ cdef class Job:
             spec.n_stops = <int32_t> len(stops)
             vocab.check_open()
             if chain is not None:
-                spec.chain = chain.ptr
+                spec.picker = chain.picker
             self.ptr = lr_job_new(&spec, vocab.model.vocab_ptr)
         finally:
             free(c_stops)
@@ -141,6 +151,12 @@ cdef class Job:
             raise errors.InvalidArgumentError("this job is in a loop already")
         if self.chain is not None:
             self.chain.enter()
+            try:
+                self.chain.check_free("use")
+                self.chain.check_row(self.vocab.n_tokens)
+            except BaseException:
+                self.chain.leave()
+                raise
         self.running = True
         return 0
 
@@ -148,6 +164,8 @@ cdef class Job:
         if self.running:
             self.running = False
             if self.chain is not None:
+                if self.exception is None:
+                    self.exception = self.chain.take_raised()
                 self.chain.leave()
 
     def finish(self, end, error=None, why=""):
@@ -171,11 +189,14 @@ cdef class Job:
         cdef int64_t left, slice
         cdef int64_t deadline = 0
         cdef bint found
+        # signals are handled by the main thread alone, and do not end a native wait
+        cdef int64_t most = SIGNAL_US if PyThread_get_thread_ident() == main_thread_ident else FOREVER_US
         if timeout is not None:
             deadline = llama_time_us() + <int64_t> (check_float("timeout", timeout, 0, 1e9) * 1e6)
+        check_process()
         while True:
-            left = SIGNAL_US if timeout is None else max(0, deadline - llama_time_us())
-            slice = min(left, SIGNAL_US)
+            left = most if timeout is None else max(0, deadline - llama_time_us())
+            slice = min(left, most)
             with nogil:
                 found = lr_job_wait(self.ptr, slice)
             if found:
@@ -233,6 +254,20 @@ cdef class Job:
         with nogil:
             lr_job_look(self.ptr, &progress)
         return ENDS[progress.end]
+
+    def mark(self, at, seq_id):
+        """Before it is added: once its first ``at`` tokens are resident, ``seq_id`` gets a copy of its sequence.
+
+        For memories that cannot be cut back later. ``progress["marked"]`` says that it came to that.
+        """
+        if self.running:
+            raise errors.InvalidArgumentError("the job is in a loop")
+        lr_job_mark(self.ptr, check_int("at", at, 1, INT32_MAX), check_int("seq_id", seq_id, 0, 255))
+
+    @property
+    def raised(self):
+        """What a Python processor or link raised, where that ended it; else None."""
+        return self.exception
 
     @property
     def stop_match(self):

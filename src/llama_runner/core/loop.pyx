@@ -5,22 +5,32 @@ import weakref
 
 import cython
 
+import numpy as np
+
 from libc.stdint cimport int32_t, int64_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy
+from libcpp cimport bool
 
 from llama_runner._c.engine cimport (
     lr_engine,
+    lr_engine_adapters,
+    lr_engine_adapters_changed,
     lr_engine_add,
     lr_engine_config,
     lr_engine_count,
     lr_engine_counters,
     lr_engine_ended,
     lr_engine_fail,
+    lr_engine_fail_next,
     lr_engine_follow,
     lr_engine_free,
     lr_engine_new,
     lr_engine_pause,
+    lr_engine_poisoned,
     lr_engine_ready,
     lr_engine_resume,
+    lr_engine_set_processor,
     lr_engine_start,
     lr_engine_stop,
     lr_engine_take_out,
@@ -28,8 +38,12 @@ from llama_runner._c.engine cimport (
     lr_engine_wait,
     lr_engine_wake,
     lr_job_place,
+    lr_processed,
 )
-from llama_runner.core._native cimport drain_log
+from llama_runner._c.llama cimport llama_adapter_lora
+from llama_runner._c.native cimport LR_MEMORY_WINDOW, lr_forked
+from llama_runner.core._native cimport check_process, drain_log, take_string
+from llama_runner.core.adapter cimport AdapterUse
 from llama_runner.core.context cimport Context
 from llama_runner.core.job cimport Job
 
@@ -52,6 +66,58 @@ def _stop_all():
 atexit.register(_stop_all)
 
 
+cdef void on_rows(void *user, lr_processed *rows, int32_t n) noexcept with gil:
+    (<Processors> user).run(rows, n)
+
+
+cdef class Processors:
+    """The Python functions that see logits before they are sampled from, and what the engine's thread calls."""
+
+    cdef dict functions  # by number
+    cdef dict jobs  # by tag: the loop's
+    cdef int n_vocab
+
+    cdef void run(self, lr_processed *rows, int32_t n) noexcept:
+        """Call each function once with all of its rows; what it fails at is told to the jobs of those rows."""
+        cdef int32_t i
+        groups = {}
+        for i in range(n):
+            groups.setdefault(rows[i].processor, []).append(i)
+        for number, members in groups.items():
+            try:
+                self.call(rows, self.functions[number], members)
+            except BaseException as error:
+                for i in members:
+                    rows[i].failed = True
+                    job = self.jobs.get(rows[i].tag)
+                    if job is not None:
+                        (<Job> job).exception = error
+
+    cdef int call(self, lr_processed *rows, function, list members) except -1:
+        cdef size_t size = self.n_vocab * sizeof(float)
+        cdef Py_ssize_t k
+        cdef int32_t i
+        cdef int32_t[::1] ids
+        logits = np.empty((len(members), self.n_vocab), np.float32)
+        cdef float[:, ::1] view = logits
+        tokens = []
+        for k, i in enumerate(members):
+            memcpy(&view[k, 0], rows[i].logits, size)
+            ids = np.empty(rows[i].n_tokens, np.int32)
+            memcpy(&ids[0], rows[i].tokens, rows[i].n_tokens * sizeof(int32_t))
+            tokens.append(np.asarray(ids))
+        changed = function(tokens, logits)
+        if changed is not None and changed is not logits:
+            if not isinstance(changed, np.ndarray) or changed.shape != logits.shape or changed.dtype.kind != "f":
+                raise errors.ArgumentTypeError(
+                    f"{function!r} returned {changed!r:.60}: it returns None, or a float array of shape {logits.shape}"
+                )
+            view = np.ascontiguousarray(changed, np.float32)
+        for k, i in enumerate(members):
+            memcpy(rows[i].out, &view[k, 0], size)
+        return 0
+
+
 @cython.no_gc_clear
 cdef class DecodeLoop:
     """Decodes, samples, detokenizes and checks for ends, step after step, in a thread that takes no GIL.
@@ -63,11 +129,6 @@ cdef class DecodeLoop:
     thread may call any method; one at a time may hold a pause.
     """
 
-    cdef lr_engine *ptr
-    cdef readonly Context context  # held: the thread decodes with it
-    cdef dict jobs  # by tag: those in the loop, whose chains the thread uses
-    cdef object __weakref__
-
     def __init__(self, Context context not None, *, slice_seconds=0.1, pace=2.5):
         cdef lr_engine_config config
         if self.ptr != NULL:
@@ -75,34 +136,47 @@ cdef class DecodeLoop:
         config.slice_us = <int32_t> (check_float("slice_seconds", slice_seconds, 0.001, 100) * 1e6)
         config.pace = check_float("pace", pace, 1, 1000)
         self.jobs = {}
+        self.uses = {}
         context.enter()
         try:
             if context.mem == NULL:
                 raise errors.ModelCapabilityError(f"{context.model!r} keeps no KV memory: it cannot generate")
             context.claim(self)
-            config.n_batch = context.n_batch
-            config.n_seq_max = context.n_seq_max
-            config.n_cells = context.n_ctx
-            self.ptr = lr_engine_new(context.ptr, context.guard, context.abort_state, &config)
+            # of a batch in several parts, a sliding window may lose what the first of them attend to
+            window = context.memory_parts & LR_MEMORY_WINDOW
+            config.n_batch = context.n_ubatch if window or not context.causal else context.n_batch
+            config.n_outputs = context.facts.n_outputs_max
+            config.every_row = context.able.every_row and context.able.has_logits
+            if config.every_row:
+                config.n_batch = min(config.n_batch, config.n_outputs)
+            self.ptr = lr_engine_new(
+                context.ptr, context.guard, context.abort_state, context.model.adapters, &config
+            )
         finally:
             context.leave()
         if self.ptr == NULL:
             context.claim(None)
             raise MemoryError()
         self.context = context
+        cdef Processors processors = Processors.__new__(Processors)
+        processors.functions = self.functions = {}
+        processors.jobs = self.jobs
+        processors.n_vocab = context.n_vocab
+        self.processors = processors
+        lr_engine_set_processor(self.ptr, on_rows, <void *> processors)
         if lr_engine_start(self.ptr) != 0:
             context.claim(None)
             raise errors.OutOfMemoryError("the system gives no thread for the loop")
         _live.add(self)
 
     def __dealloc__(self):
-        if self.ptr != NULL:
+        if self.ptr != NULL and not lr_forked():
             with nogil:
                 lr_engine_free(self.ptr)
 
     def close(self):
         """Stop the thread; every job that is left ends with an error. Closing twice is no error."""
-        if self.ptr == NULL or self.context is None:
+        if self.ptr == NULL or self.context is None or lr_forked():  # then it is the parent's
             return
         with nogil:
             lr_engine_stop(self.ptr)
@@ -110,7 +184,18 @@ cdef class DecodeLoop:
         for job in list(self.jobs.values()):
             (<Job> job).end()
         self.jobs.clear()
+        self.note_poison()
+        self.forget_adapters()
         self.context.claim(None)
+
+    cdef int note_poison(self) except -1:
+        """After an assertion inside llama.cpp: the context takes nothing but ``close`` from now on."""
+        cdef bool stranded = False
+        text = take_string(lr_engine_poisoned(self.ptr, &stranded))
+        if text and self.context.poisoned is None:
+            self.context.poisoned = text
+            self.context.stranded = stranded
+        return 0
 
     def __enter__(self):
         return self
@@ -120,6 +205,7 @@ cdef class DecodeLoop:
 
     def pause(self):
         """Wait for the end of the step under way, without the GIL, and hold the next one back. Calls nest."""
+        check_process()
         with nogil:
             lr_engine_pause(self.ptr)
 
@@ -185,6 +271,69 @@ cdef class DecodeLoop:
         cdef bytes text = check_text("why", why)
         lr_engine_fail(self.ptr, job.ptr, ERROR_CODES[error], text)
 
+    def add_processor(self, function):
+        """Make ``function(tokens, logits)`` a processor; returns its number, for ``Job``.
+
+        It is called once a step, on the loop's thread, with a list of int32 arrays (all tokens of each job that names
+        it) and their logits, float32 (n, n_vocab), which it changes, or returns others. What it raises ends those jobs.
+        """
+        if not callable(function):
+            raise errors.ArgumentTypeError(f"a processor is a callable, not {function!r:.60}")
+        for number, known in self.functions.items():
+            if known is function:
+                return number
+        number = max(self.functions, default=-1) + 1
+        self.functions[number] = function
+        return number
+
+    def remove_processor(self, number):
+        """Forget a processor that no job in the loop names."""
+        self.functions.pop(number, None)
+
+    def set_adapters(self, number, uses):
+        """While paused: what jobs with ``adapters=number`` are computed with: pairs of ``LoraAdapter`` and scale.
+
+        They stay open while they are set; none takes the number away. 0 stands for none at all.
+        """
+        cdef int32_t n = <int32_t> len(uses), i
+        cdef int code
+        cdef int32_t c_number = check_int("number", number, 1, 2**31 - 1)
+        cdef llama_adapter_lora **ptrs = <llama_adapter_lora **> malloc((n + 1) * sizeof(llama_adapter_lora *))
+        cdef float *scales = <float *> malloc((n + 1) * sizeof(float))
+        try:
+            if ptrs == NULL or scales == NULL:
+                raise MemoryError()
+            held = tuple([AdapterUse(adapter, scale) for adapter, scale in uses])
+            for i in range(n):
+                ptrs[i] = (<AdapterUse> held[i]).adapter.ptr
+                scales[i] = (<AdapterUse> held[i]).scale
+            code = lr_engine_adapters(self.ptr, c_number, ptrs, scales, n)
+        finally:
+            free(ptrs)
+            free(scales)
+        if code != 0:
+            raise MemoryError()
+        if n:
+            self.uses[number] = held
+        else:
+            self.uses.pop(number, None)
+        return None
+
+    cdef int forget_adapters(self) except -1:
+        for number in list(self.uses):
+            self.set_adapters(number, ())
+        return 0
+
+    def adapters_changed(self):
+        """While paused: say that ``Context.set_adapters`` was used on the loop's context."""
+        lr_engine_adapters_changed(self.ptr)
+
+    def _fail_next(self, code, n=1):
+        """For tests: let the next ``n`` decodes fail with a code of ``llama_decode`` in place of being made."""
+        cdef int32_t c_code = code, c_n = n
+        with nogil:
+            lr_engine_fail_next(self.ptr, c_code, c_n)
+
     def unstall(self):
         """While paused: there may be room again for the jobs that were held back."""
         lr_engine_unstall(self.ptr)
@@ -193,6 +342,7 @@ cdef class DecodeLoop:
         """Wait for events, without the GIL: a set of ``"ended"``, ``"output"``, ``"room"``, ``"wake"``, ``"stopped"``."""
         cdef int64_t time_us = -1 if timeout is None else <int64_t> (check_float("timeout", timeout, 0, 1e9) * 1e6)
         cdef int events
+        check_process()
         with nogil:
             events = lr_engine_wait(self.ptr, time_us)
         drain_log()
@@ -215,6 +365,7 @@ cdef class DecodeLoop:
                     (<Job> job).end()
                     found.append(job)
             if n < TAGS:
+                self.note_poison()
                 return found
 
     def ready(self):

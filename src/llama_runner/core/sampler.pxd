@@ -9,6 +9,7 @@ cdef class SamplerChain(SamplerLinks):
     cdef int check_row(self, int n_vocab) except -1
     cdef llama_token pick(self, const float *logits, int n_vocab) except? -1
     cdef llama_token pick_output(self, Context ctx, int i) except? -1
+    cdef object take_raised(self)
     cdef int fail(self, int code) except -1
     cdef int accept_token(self, llama_token token) except -1
     cdef int restart(self) except -1

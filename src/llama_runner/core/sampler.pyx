@@ -97,11 +97,9 @@ cdef class SamplerChain(SamplerLinks):
 
     cdef int fail(self, int code) except -1:
         """Raise what an ``lr_pick_code`` stands for."""
-        cdef Link link
-        for link in self.chain:
-            if link.python is not None and link.python.raised is not None:
-                raised, link.python.raised = link.python.raised, None
-                raise raised
+        raised = self.take_raised()
+        if raised is not None:
+            raise raised
         if code == <int> LR_PICK_NO_NUMBER:
             raise errors.SamplingError("the logits have NaN or +inf among them: no token is more likely than another")
         if code == <int> LR_PICK_NOTHING:
@@ -126,6 +124,15 @@ cdef class SamplerChain(SamplerLinks):
             self.broken = lr_picker_error(self.picker).decode("utf-8", "replace")
             raise errors.SamplingError(f"a sampler refused token {token}: {self.broken}").with_log(drain_log())
         return 0
+
+    cdef object take_raised(self):
+        """What the function of a Python link raised last, where nobody has been told of it yet; else None."""
+        cdef Link link
+        for link in self.chain:
+            if link.python is not None and link.python.raised is not None:
+                raised, link.python.raised = link.python.raised, None
+                return raised
+        return None
 
     def sample(self, Context ctx not None, i=-1):
         """Select and accept a token from row ``i`` of the last decode. Wraps ``llama_sampler_sample``, without the GIL.

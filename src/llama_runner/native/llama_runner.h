@@ -338,7 +338,7 @@ LR_API int lr_model_check(const struct llama_model * model, char ** error);
 // --- live.cpp: native objects that are alive, and forks ------------------------------------------
 
 // Whoever makes or frees a native object says so here. `LR_GUARD` counts the objects of Python that have a guard.
-typedef enum lr_kind { LR_GUARD, LR_MODEL, LR_CONTEXT, LR_BATCH, LR_SAMPLER, LR_OUTPUTS, LR_CHAT, LR_KINDS } lr_kind;
+typedef enum lr_kind { LR_GUARD, LR_MODEL, LR_CONTEXT, LR_BATCH, LR_SAMPLER, LR_OUTPUTS, LR_CHAT, LR_JOB, LR_KINDS } lr_kind;
 
 LR_API void    lr_live_add(int kind, int n);
 LR_API int64_t lr_live_count(int kind);

@@ -50,7 +50,7 @@ typedef struct lr_job_spec {
     int32_t             n_tokens;    // at least 1
     int32_t             n_resident;  // how many of them the memory holds; less than n_tokens when something is to be sampled
     int32_t             max_tokens;  // most to sample; 0 to feed only
-    llama_sampler *     chain;       // NULL when nothing is to be sampled; the caller keeps it alive until the job has ended
+    lr_picker *         picker;      // NULL when nothing is to be sampled; the caller keeps it alive until the job has ended
     bool                ignore_eos;
     int32_t             n_logprobs;  // -1 for none, else the log-probability of each token and of this many best ones
     const char * const *stops;       // byte strings, not empty
@@ -63,6 +63,8 @@ typedef struct lr_job_spec {
     int32_t             want;         // of lr_job_want, for the fed tokens
     int32_t             want_from;    // LR_WANT_LOGPROBS: first token that is scored, at least 1
     bool                notify;       // raise an event when there is output (for asyncio)
+    int32_t             processor;    // which processor sees its logits before they are sampled from; -1 for none
+    int32_t             adapters;     // which set of adapters computes it; 0 is none
     uint64_t            tag;          // the caller's
 } lr_job_spec;
 
@@ -82,7 +84,8 @@ typedef struct lr_job_progress {
     int32_t  n_tokens;    // fed and sampled
     int32_t  n_resident;  // of those, in the memory
     int32_t  n_sampled;
-    int32_t  n_computed;  // fed tokens that were decoded, once each
+    int32_t  n_computed;  // rows that were decoded for fed tokens: those read again count again
+    bool     marked;      // the sequence of lr_job_mark holds those tokens
     int64_t  added_us, fed_us, first_us, last_us;  // llama_time_us, 0 when it has not come to that
     int64_t  worst_gap_us;                         // between two sampled tokens
     uint64_t tag;
@@ -116,13 +119,27 @@ typedef struct lr_engine_config {
     int32_t slice_us;      // how long a step may take, so that a cancel is prompt
     float   pace;          // how many times its usual length a step may take for the sake of reading, while others sample
     int32_t n_batch;       // most rows of a step
-    int32_t n_seq_max;
-    int32_t n_cells;       // 0 where the memory is not made of cells
+    int32_t n_outputs;     // most of them with output
+    bool    every_row;     // the graph gives output for every row and wants to be asked for it
 } lr_engine_config;
 
+// A row of logits that a Python processor is to see: it writes what becomes of it to `out`, or sets `failed`.
+typedef struct lr_processed {
+    uint64_t            tag;
+    int32_t             processor;
+    const llama_token * tokens;
+    int32_t             n_tokens;
+    const float *       logits;
+    float *             out;
+    bool                failed;
+} lr_processed;
+// Called once a step, on the engine's thread, with all rows of the step that want it.
+typedef void (*lr_process_fn)(void * user, lr_processed * rows, int32_t n);
+
 // Uses the context's guard for each step, so that Python can use the context while the engine is paused.
-LR_API lr_engine * lr_engine_new(struct llama_context * ctx, lr_guard * guard, lr_abort * abort,
+LR_API lr_engine * lr_engine_new(struct llama_context * ctx, lr_guard * guard, lr_abort * abort, lr_rwlock * adapters,
                                  const lr_engine_config * config);
+LR_API void lr_engine_set_processor(lr_engine * engine, lr_process_fn process, void * user);  // before the start
 LR_API int  lr_engine_start(lr_engine * engine);  // 0, or -1 when no thread can be had
 LR_API void lr_engine_stop(lr_engine * engine);   // every job ends with LR_ERROR_CLOSED; joins the thread
 LR_API void lr_engine_free(lr_engine * engine);   // stops it first
@@ -137,13 +154,27 @@ LR_API void lr_engine_add(lr_engine * engine, lr_job * job);
 LR_API void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job);
 // While paused: takes a job out where it stands, to be placed and added again later. False when it has ended meanwhile.
 LR_API bool lr_engine_take_out(lr_engine * engine, lr_job * job);
-// Of a job that is in no engine: where its tokens are now, and how many of them; or ends it.
+// Of a job that is in no engine: where its tokens are now, and how many of them.
 LR_API void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident);
+// Once its first `at` tokens are resident, its sequence is copied to `seq_id`: for memories that cannot be cut later.
+LR_API void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id);
+// Ends it.
 LR_API void lr_job_end_now(lr_job * job, int32_t end, int32_t error, const char * why);
 // While paused: ends a job with an error of the caller's, such as LR_ERROR_NO_ROOM.
 LR_API void lr_engine_fail(lr_engine * engine, lr_job * job, int32_t error, const char * why);
 // While paused: there may be room again for jobs that were held back.
 LR_API void lr_engine_unstall(lr_engine * engine);
+// While paused: a set of adapters that jobs may name, by its number (not 0), or, with n = 0, one that none names any more.
+// The caller keeps the adapters alive. 0, or -1 when memory is out.
+LR_API int lr_engine_adapters(lr_engine * engine, int32_t set, struct llama_adapter_lora ** adapters, const float * scales,
+                              int32_t n);
+// While paused: somebody else has changed which adapters the context has active.
+LR_API void lr_engine_adapters_changed(lr_engine * engine);
+// For tests: the next `n` decodes fail with `code` instead of being made.
+LR_API void lr_engine_fail_next(lr_engine * engine, int32_t code, int32_t n);
+// Why the context is unusable since an assertion failed inside llama.cpp (lr_free it), or NULL; *stranded is set where the
+// context must never be freed, since other threads may still look at it.
+LR_API char * lr_engine_poisoned(lr_engine * engine, bool * stranded);
 
 enum lr_event {
     LR_EVENT_ENDED   = 1,  // jobs have ended
@@ -162,9 +193,9 @@ LR_API int32_t lr_engine_ready(lr_engine * engine, uint64_t * tags, int32_t room
 typedef struct lr_engine_counters {
     int64_t steps, rows, rows_fed, rows_sampled, tokens_sampled;
     int64_t decode_us, sample_us, idle_us;
-    int64_t failed_decodes, retried_rows;
+    int64_t failed_decodes, retried_rows, adapter_switches;
+    int64_t gaps, gap_us;       // between two tokens of a job: how many, and all of them together
     int32_t n_jobs, n_stalled;  // running now; held back for want of room
-    int32_t cells_used;
     double  step_us, row_us;    // measured: a step that only samples, and what a fed row adds
 } lr_engine_counters;
 LR_API void lr_engine_count(lr_engine * engine, lr_engine_counters * counters);

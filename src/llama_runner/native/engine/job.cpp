@@ -7,11 +7,11 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <numeric>
 
 lr_job::lr_job(const lr_job_spec & spec, const llama_vocab * vocab)
-    : vocab(vocab), seq_id(spec.seq_id), chain(spec.chain), max_tokens(spec.max_tokens), n_logprobs(spec.n_logprobs),
-      priority(spec.priority), want(spec.want), want_from(std::max(spec.want_from, 1)), ignore_eos(spec.ignore_eos),
+    : vocab(vocab), seq_id(spec.seq_id), picker(spec.picker), max_tokens(spec.max_tokens), n_logprobs(spec.n_logprobs),
+      priority(spec.priority), want(spec.want), want_from(std::max(spec.want_from, 1)), processor(spec.processor),
+      adapters(spec.adapters), ignore_eos(spec.ignore_eos),
       notify(spec.notify), deadline_us(spec.deadline_us), tag(spec.tag),
       stop_tokens(spec.stop_tokens, spec.stop_tokens + spec.n_stop_tokens),
       tokens(spec.tokens, spec.tokens + spec.n_tokens), n_resident(spec.n_resident), n_fed(spec.n_tokens), piece_(64) {
@@ -28,6 +28,11 @@ lr_job::lr_job(const lr_job_spec & spec, const llama_vocab * vocab)
     progress.n_tokens   = n_fed;
     progress.n_resident = n_resident;
     progress.tag        = tag;
+    lr_live_add(LR_JOB, 1);
+}
+
+lr_job::~lr_job() {
+    lr_live_add(LR_JOB, -1);
 }
 
 void lr_job::drop() {
@@ -36,73 +41,58 @@ void lr_job::drop() {
     }
 }
 
-lr::scored lr::score(const float * logits, int32_t n_vocab, llama_token token, int32_t n_top) {
-    scored found;
-    const float best = *std::max_element(logits, logits + n_vocab);
-    double sum = 0;
-    for (int32_t i = 0; i < n_vocab; ++i) {
-        sum += std::exp((double) (logits[i] - best));
-    }
-    const double norm = (double) best + std::log(sum);
-    found.logprob = (float) (logits[token] - norm);
-    n_top = std::min(n_top, n_vocab);
+// The log-probability of a token, and the best ones; numbers that are none were refused when the token was picked.
+void lr_job::score(llama_token token, int32_t n_vocab) {
+    const lr_rows row = {logits, 1, n_vocab, n_vocab};
+    const size_t n_top = (size_t) std::min(n_logprobs, n_vocab);
+    int64_t bad;
+    top_ids_.resize(n_top);
+    top_logprobs_.resize(n_top);
+    lr_logprobs(&row, &token, &logprob_, 1, &bad);
     if (n_top > 0) {
-        found.top_ids.resize(n_vocab);
-        std::iota(found.top_ids.begin(), found.top_ids.end(), 0);
-        std::partial_sort(found.top_ids.begin(), found.top_ids.begin() + n_top, found.top_ids.end(),
-                          [logits](int32_t a, int32_t b) {
-                              return logits[a] != logits[b] ? logits[a] > logits[b] : a < b;
-                          });
-        found.top_ids.resize(n_top);
-        for (int32_t id : found.top_ids) {
-            found.top_logprobs.push_back((float) (logits[id] - norm));
-        }
+        lr_top_logprobs(&row, (int64_t) n_top, top_ids_.data(), top_logprobs_.data(), 1, &bad);
     }
-    return found;
 }
 
-bool lr_job::accept(llama_token token, const float * logits, int32_t n_vocab, int64_t now) {
-    lr::scored scored;
-    if (n_logprobs >= 0) {
-        scored = lr::score(logits, n_vocab, token, n_logprobs);
+// Leaves the token's text that can be shown in `fresh_`; returns why the generation ends with it.
+lr_job_end lr_job::read(llama_token token) {
+    fresh_.clear();
+    if (!ignore_eos && llama_vocab_is_eog(vocab, token)) {
+        return LR_END_EOS;
     }
+    if (stop_tokens.count(token)) {
+        return LR_END_STOP;
+    }
+    int32_t size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, false);
+    if (size < 0) {
+        piece_.resize(-size);
+        size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, false);
+    }
+    stops.push(piece_.data(), (size_t) std::max(size, 0), fresh_);
+    return stops.stopped() >= 0 ? LR_END_STOP : n_sampled() + 1 >= max_tokens ? LR_END_LENGTH : LR_END_NONE;
+}
+
+int64_t lr_job::accept(llama_token token, int32_t n_vocab, int64_t now) {
+    if (n_logprobs >= 0) {
+        score(token, n_vocab);
+    }
+    const lr_job_end end = read(token);
+    int64_t gap = 0;
     {
         std::lock_guard<std::mutex> lock(mutex);
         tokens.push_back(token);
-    }
-    lr_job_end end = LR_END_NONE;
-    std::string out;
-    const bool ends = (!ignore_eos && llama_vocab_is_eog(vocab, token));
-    if (ends) {
-        end = LR_END_EOS;
-    } else if (stop_tokens.count(token)) {
-        end = LR_END_STOP;
-    } else {
-        int32_t size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, false);
-        if (size < 0) {
-            piece_.resize(-size);
-            size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, false);
-        }
-        stops.push(piece_.data(), (size_t) std::max(size, 0), out);
-        if (stops.stopped() >= 0) {
-            end = LR_END_STOP;
-        } else if (n_sampled() >= max_tokens) {
-            end = LR_END_LENGTH;
-        }
-    }
-    {
-        std::lock_guard<std::mutex> lock(mutex);
-        text += out;
         new_tokens.push_back(token);
+        text += fresh_;
         if (n_logprobs >= 0) {
-            new_logprobs.push_back(scored.logprob);
-            new_top_ids.insert(new_top_ids.end(), scored.top_ids.begin(), scored.top_ids.end());
-            new_top_logprobs.insert(new_top_logprobs.end(), scored.top_logprobs.begin(), scored.top_logprobs.end());
+            new_logprobs.push_back(logprob_);
+            new_top_ids.insert(new_top_ids.end(), top_ids_.begin(), top_ids_.end());
+            new_top_logprobs.insert(new_top_logprobs.end(), top_logprobs_.begin(), top_logprobs_.end());
         }
         if (progress.first_us == 0) {
             progress.first_us = now;
         } else {
-            progress.worst_gap_us = std::max(progress.worst_gap_us, now - progress.last_us);
+            gap = now - progress.last_us;
+            progress.worst_gap_us = std::max(progress.worst_gap_us, gap);
         }
         progress.last_us    = now;
         progress.n_tokens   = (int32_t) tokens.size();
@@ -111,10 +101,10 @@ bool lr_job::accept(llama_token token, const float * logits, int32_t n_vocab, in
     }
     if (end != LR_END_NONE) {
         finish(end, LR_ERROR_NONE, "");
-        return true;
+    } else {
+        changed.notify_all();
     }
-    changed.notify_all();
-    return false;
+    return gap;
 }
 
 void lr_job::finish(lr_job_end end, lr_job_error error, const std::string & why) {
@@ -218,6 +208,11 @@ int lr_job_take(lr_job * job, lr_job_output * output) {
 
 void lr_job_end_now(lr_job * job, int32_t end, int32_t error, const char * why) {
     job->finish((lr_job_end) end, (lr_job_error) error, why);
+}
+
+void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id) {
+    job->mark_at  = at;
+    job->mark_seq = seq_id;
 }
 
 int32_t lr_job_stop_index(lr_job * job) {

@@ -11,20 +11,9 @@
 #include <unordered_set>
 #include <vector>
 
-namespace lr {
-
-// The log-probability of a token, and the best ones.
-struct scored {
-    float                logprob = 0;
-    std::vector<int32_t> top_ids;
-    std::vector<float>   top_logprobs;
-};
-scored score(const float * logits, int32_t n_vocab, llama_token token, int32_t n_top);
-
-}  // namespace lr
-
 struct lr_job {
     lr_job(const lr_job_spec & spec, const llama_vocab * vocab);
+    ~lr_job();
 
     void keep() { references.fetch_add(1, std::memory_order_relaxed); }
     void drop();
@@ -32,8 +21,9 @@ struct lr_job {
     // --- fixed
     const llama_vocab *             vocab;
     llama_seq_id                    seq_id;
-    llama_sampler *                 chain;
+    lr_picker *                     picker;
     int32_t                         max_tokens, n_logprobs, priority, want, want_from;
+    int32_t                         processor, adapters;
     bool                            ignore_eos, notify;
     int64_t                         deadline_us;
     uint64_t                        tag;
@@ -47,18 +37,22 @@ struct lr_job {
     int32_t                  n_fed;       // how many of them were given
     int32_t                  row = -1;    // of the step under way: its row with output
     int32_t                  step_rows = 0;
+    int32_t                  most_rows = INT32_MAX;  // of a slice, after one failed
+    const float *            logits = nullptr;  // of that row, once it is computed and perhaps processed
+    std::vector<float>       processed;
     bool                     stalled = false;
     uint64_t                 arrival = 0;
+    int32_t                  mark_at = 0, mark_seq = 0;
     lr::stop_matcher         stops;
     std::vector<lr_job *>    followers;  // references held
 
     int32_t n_sampled() const { return (int32_t) tokens.size() - n_fed; }
     int32_t n_left() const { return (int32_t) tokens.size() - n_resident; }
     // what is still to be read before the next token can be sampled, or has to be read again
-    bool reading() const { return chain == nullptr || n_left() > 1 || n_sampled() == 0; }
+    bool reading() const { return picker == nullptr || n_left() > 1 || n_sampled() == 0; }
 
-    // Takes what was sampled from `logits`; true when this was the last.
-    bool accept(llama_token token, const float * logits, int32_t n_vocab, int64_t now);
+    // Takes what was sampled from `logits`. Returns how many µs after the last one, 0 for the first.
+    int64_t accept(llama_token token, int32_t n_vocab, int64_t now);
     void finish(lr_job_end end, lr_job_error error, const std::string & text);
 
     // --- shared, under `mutex`
@@ -78,4 +72,13 @@ struct lr_job {
 private:
     std::atomic<int> references{1};
     std::vector<char> piece_;
+
+    // of the token that is being taken
+    std::string          fresh_;
+    float                logprob_ = 0;
+    std::vector<int32_t> top_ids_;
+    std::vector<float>   top_logprobs_;
+
+    void       score(llama_token token, int32_t n_vocab);
+    lr_job_end read(llama_token token);
 };

@@ -1,0 +1,109 @@
+// The engine's thread and what it knows. loop.cpp: the thread and the C surface; step.cpp: one step.
+#pragma once
+
+#include "job.h"
+
+#include <map>
+#include <thread>
+
+struct lr_engine {
+    lr_engine(llama_context * ctx, lr_guard * guard, lr_abort * abort, lr_rwlock * adapters, const lr_engine_config & config);
+    ~lr_engine();
+
+    void run();
+    void stop();
+    void raise(int events);  // the caller holds `mutex`
+
+    llama_context *        ctx;
+    llama_memory_t         memory;
+    lr_guard *             guard;
+    lr_abort *             abort;
+    lr_rwlock *            adapter_lock;
+    const lr_engine_config config;
+    const int32_t          n_vocab, n_seq_max;
+    lr_process_fn          process      = nullptr;
+    void *                 process_user = nullptr;
+
+    std::mutex              mutex;
+    std::condition_variable work;    // the thread waits here
+    std::condition_variable halted;  // whoever paused waits here
+    std::condition_variable events_changed;
+    int                     pauses   = 0;
+    bool                    stepping = false;
+    bool                    stopping = false;
+    bool                    running  = false;
+    std::vector<lr_job *>   inbox;  // references held
+    int                     events = 0;
+    std::vector<uint64_t>   ended_tags, ready_tags;
+    lr_engine_counters      counters{};
+    std::string             poisoned;  // why nothing can be computed any more
+    bool                    stranded = false;
+
+    std::thread thread;
+
+    // --- the thread's own, or of whoever has paused it
+    struct adapter_set {
+        std::vector<llama_adapter_lora *> adapters;
+        std::vector<float>                scales;
+    };
+    std::vector<lr_job *>          jobs;  // in the order in which they go first; references held
+    std::map<int32_t, adapter_set> adapter_sets;
+    int32_t                        active_set = 0;  // -1: unknown
+    int32_t                        fail_code = 0, fail_n = 0;
+
+    void end(lr_job * job, lr_job_end how, lr_job_error error, const std::string & why);
+
+private:
+    using members = std::vector<lr_job *>;
+
+    uint64_t arrivals   = 0;
+    int      set_steps  = 0;  // steps since the active set became that
+    double   step_us = 0, row_us = 0;
+
+    // the batch
+    std::vector<llama_token>    tokens;
+    std::vector<llama_pos>      positions;
+    std::vector<int32_t>        n_seq_ids;
+    std::vector<llama_seq_id>   seq_ids;
+    std::vector<llama_seq_id *> seq_id_rows;
+    std::vector<int8_t>         outputs;
+    llama_batch                 batch{};
+    int32_t                     n_outputs = 0;
+
+    // what is handed to a call for many rows
+    std::vector<lr_processed>  processing;
+    std::vector<lr_picker *>   pickers;
+    std::vector<const float *> rows;
+    std::vector<llama_token>   picked;
+    std::vector<int>           codes;
+
+    // loop.cpp
+    void admit();
+    void end_due(int64_t now);
+    void drop_ended();
+
+    // step.cpp
+    void    step();
+    bool    choose(members & sampling, members & feeding);
+    int32_t choose_set(const members & runnable) const;
+    bool    activate(int32_t set, std::string & error);
+    int32_t feed_budget(int32_t n_sampling) const;
+    void    compose(const members & sampling, const members & feeding);
+    void    put(lr_job * job, int32_t n_rows);
+    int     prepare(std::string & error);
+    int     compute(const members & those, std::string & error);
+    int     decode(std::string & error);
+    void    compute_or_split(const members & sampling, const members & feeding);
+    void    fail(const members & those, int code, const std::string & error);
+    void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);
+    void    harvest(const members & those);
+    void    harvest_fed(lr_job * job, int32_t first_row, int32_t first);
+    void    lead(lr_job * job, members & due);
+    void    run_processors(members & due);
+    void    sample(members & due);
+    void    tell_ready();
+};
+
+inline int64_t lr_now_us() {
+    return llama_time_us();
+}
