@@ -58,6 +58,10 @@ class GenerationParams:
     """Repeats a generation; ``None`` draws one, and the ``Completion`` tells which."""
     stop: tuple[str, ...]
     """Strings that end the text; they are not part of it."""
+    stop_tokens: tuple[int, ...]
+    """Tokens that end the text; they are not part of it."""
+    echo: bool
+    """Put the prompt's text before the answer's."""
     ignore_eos: bool
     """Rule out the tokens that end a generation."""
     logprobs: int | None
@@ -86,6 +90,8 @@ class GenerationParams:
         penalty_last_n: int = 64,
         seed: int | None = None,
         stop: str | Sequence[str] | None = (),
+        stop_tokens: int | Iterable[int] = (),
+        echo: bool = False,
         ignore_eos: bool = False,
         logprobs: int | None = None,
         logit_bias: _LogitBias | None = (),
@@ -109,6 +115,8 @@ class GenerationParams:
         put(self, "penalty_last_n", _int("penalty_last_n", penalty_last_n, 0, _PENALTY_WINDOW_MAX))
         put(self, "seed", none if seed is none else _int("seed", seed, 0, _SEED_MAX, "None draws one"))
         put(self, "stop", _stops(stop))
+        put(self, "stop_tokens", _tokens("stop_tokens", stop_tokens))
+        put(self, "echo", _bool("echo", echo))
         put(self, "ignore_eos", _bool("ignore_eos", ignore_eos))
         put(self, "logprobs", none if logprobs is none else _int("logprobs", logprobs, 0, _LOGPROBS_MAX))
         put(self, "logit_bias", _bias(logit_bias))
@@ -144,6 +152,7 @@ class GenerationParams:
         """Plain values, ready for ``json.dumps``; token ids of the bias become strings, as JSON wants."""
         values: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         values["stop"] = list(self.stop)
+        values["stop_tokens"] = list(self.stop_tokens)
         values["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
         return values
 
@@ -159,7 +168,7 @@ class GenerationParams:
         return cls.from_kwargs(None, given)
 
     def __repr__(self) -> str:
-        # Seventeen values, most of them untouched, would hide the one that matters.
+        # Nineteen values, most of them untouched, would hide the one that matters.
         changed = (n for n in _NAMES if getattr(self, n) != getattr(_DEFAULTS, n))
         return f"GenerationParams({', '.join(f'{n}={getattr(self, n)!r}' for n in changed)})"
 
@@ -201,6 +210,12 @@ class GenerationParams:
     def with_stop(self, *values: str | Sequence[str]) -> GenerationParams:
         """``with_stop("a", "b")``, ``with_stop(["a", "b"])``; ``with_stop()`` takes all stops away."""
         return self.replace(stop=values[0] if len(values) == 1 else values)
+
+    def with_stop_tokens(self, *values: int) -> GenerationParams:
+        return self.replace(stop_tokens=values)
+
+    def with_echo(self, value: bool = True) -> GenerationParams:
+        return self.replace(echo=value)
 
     def with_ignore_eos(self, value: bool = True) -> GenerationParams:
         return self.replace(ignore_eos=value)
@@ -293,6 +308,17 @@ def _stops(value: object) -> tuple[str, ...]:
             raise InvalidArgumentError("stop must not hold an empty string: it would end every text at once")
         stops[_encodable("stop", stop)] = None
     return tuple(stops)
+
+
+def _tokens(name: str, value: object) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, numbers.Integral):
+        value = (value,)
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping):
+        raise ArgumentTypeError(f"{name} must be a token id or several, not {_shown(value)}")
+    ids = [_int(f"a token id in {name}", token, 0, _INT32_MAX) for token in value]
+    return tuple(dict.fromkeys(ids))
 
 
 def _bias(value: object) -> tuple[tuple[int, float], ...]:

@@ -17,6 +17,7 @@ __all__ = [
     "Chunk",
     "Completion",
     "ContextInfo",
+    "Explanation",
     "FinishReason",
     "SequenceInfo",
     "Timings",
@@ -58,6 +59,34 @@ class Usage:
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.total_tokens,
         }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why as much of a prompt was computed as was."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    restored_tokens: int
+    """Of the cached ones, those that came back from host memory or disk."""
+    computed_tokens: int
+    known_tokens: int
+    """How far the prompt agreed with something that the cache knew of."""
+    prompt_differs_at: str
+    """The text of the prompt's token where it first differs from that; empty where it does not."""
+    cache_differs_at: str
+    """The text of the cache's token there."""
+    reason: str
+    preempted: int = 0
+    """How many times the request gave way to others."""
+    recomputed_tokens: int = 0
+    """Tokens of the prompt that were read again after that, or after a failed step."""
+
+    def __str__(self) -> str:
+        return f"{self.cached_tokens} of {self.prompt_tokens} tokens were cached: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -169,6 +198,8 @@ class Completion:
     logprobs: _Logprobs | None
     seed: int
     """The seed really used: passed back in, it repeats the generation."""
+    explanation: Explanation | None = None
+    """Why as much of the prompt was computed as was; not compared."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", _frozen_tokens(self.tokens))
@@ -186,6 +217,12 @@ class Completion:
     def __reduce__(self) -> tuple[type[Completion], tuple[object, ...]]:
         # NumPy forgets read-only over a pickle; going through the constructor sets it again.
         return Completion, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def explain(self) -> Explanation:
+        """Which part of the prompt was cached, where it first differed from that, and why the rest was computed."""
+        if self.explanation is None:
+            raise InvalidArgumentError("this completion was not made by an engine: nobody knows")
+        return self.explanation
 
     def __str__(self) -> str:
         return self.text

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections import abc
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,18 @@ import numpy.typing as npt
 from llama_runner._check import check_int
 from llama_runner.core import ChatTemplate, Context, Model
 from llama_runner.core.vocab import as_tokens
-from llama_runner.engine import AsyncStream, Engine, Node, Stream, exhaust
+from llama_runner.engine import (
+    Adapters,
+    AsyncStream,
+    Engine,
+    EngineCounters,
+    KvMap,
+    LogitsProcessor,
+    Sequence,
+    Stream,
+    exhaust,
+)
+from llama_runner.engine.prefix import Node
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -27,8 +39,10 @@ from llama_runner.results import Chunk, Completion, ContextInfo, SequenceInfo
 
 __all__ = ["LlamaRunner", "Stream"]
 
-Prompt = str | bytes | Sequence[int] | npt.NDArray[np.integer[Any]]
+Prompt = str | bytes | abc.Sequence[int] | npt.NDArray[np.integer[Any]] | Sequence
 
+DEFAULT_N_SEQ_MAX = 128
+STATE_BYTES = 256 << 20  # for recurrent states, unasked
 DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gigabytes unasked
 
 CONTEXT_OPTIONS = frozenset(
@@ -51,8 +65,30 @@ MODEL_OPTIONS = frozenset(
     {"check_tensors", "main_gpu", "n_gpu_layers", "split_mode", "use_mlock", "use_mmap"}
 )
 ENGINE_OPTIONS = frozenset(
-    {"disk_cache", "disk_cache_bytes", "host_cache_bytes", "max_waiting", "pace", "quotas", "slice_seconds"}
+    {
+        "disk_cache",
+        "disk_cache_bytes",
+        "host_cache_bytes",
+        "max_running",
+        "max_waiting",
+        "pace",
+        "quotas",
+        "slice_seconds",
+    }
 )
+REQUEST_OPTIONS = frozenset({"adapters", "logits_processor", "owner", "priority"})
+
+
+def best(completions: list[Completion], n: int | None) -> list[Completion]:
+    """Those with the largest mean log-probability, best first; all as they come where ``n`` is None."""
+    if n is None:
+        return completions
+
+    def mean(completion: Completion) -> float:
+        scores = [token.logprob for token in completion.logprobs or ()]
+        return sum(scores) / len(scores) if scores else float("-inf")
+
+    return sorted(completions, key=mean, reverse=True)[:n]
 
 
 class LlamaRunner:
@@ -130,8 +166,7 @@ class LlamaRunner:
         if n_ctx is None:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         if n_seq_max is None:
-            # each recurrent state is there from the start; a cell of attention costs nothing until it is used
-            n_seq_max = 4 if self.model.is_recurrent or self.model.is_hybrid else min(64, n_ctx)
+            n_seq_max = self._default_n_seq_max(n_ctx)
         check_int("n_seq_max", n_seq_max, 2, 256)
         self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
         try:
@@ -146,6 +181,12 @@ class LlamaRunner:
         self._turn = threading.Lock()
         self._closed = False
 
+    def _default_n_seq_max(self, n_ctx: int) -> int:
+        """A cell of attention costs nothing until it is used; each recurrent state is there from the start."""
+        if not (self.model.is_recurrent or self.model.is_hybrid):
+            return min(DEFAULT_N_SEQ_MAX, n_ctx)
+        return max(4, min(32, STATE_BYTES // max(1, self.model.state_bytes)))
+
     # --- generating
 
     def stream(
@@ -156,38 +197,71 @@ class LlamaRunner:
         prefill_progress: Callable[[int, int], object] | None = None,
         priority: int = 0,
         owner: str | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        adapters: Adapters | None = None,
         **kwargs: Any,
     ) -> Stream:
         """Generate, a ``Chunk`` at a time, next to whatever else runs. It goes on while nobody reads it.
 
-        ``prompt`` is text, or token ids. ``params`` and keywords are those of ``GenerationParams``;
+        ``prompt`` is text, token ids, or a ``Sequence``. ``params`` and keywords are those of ``GenerationParams``;
         ``prefill_progress`` is called with (tokens done, tokens in all) of the part that must be computed, before this
-        returns. A larger ``priority`` goes first; ``owner`` is who a quota of cells counts for. Raises
-        UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError (too many
-        wait already), ClosedError.
+        returns. A larger ``priority`` goes first; ``owner`` is who a quota of cells counts for. ``adapters`` maps each
+        ``LoraAdapter`` to its scale. ``logits_processor(tokens, logits)`` is called once a step, on a thread of the
+        engine, for all generations that name the same function: with a list of int32 arrays, the tokens of each until
+        then, and their logits, float32 (n, n_vocab), which it changes or replaces.
+
+        Raises UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError (too
+        many wait already), ClosedError.
         """
         settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
-        tokens = self._tokens(prompt)
-        request = self.engine.submit(tokens, settings, priority=priority, owner=owner)[0]
+        request = self.engine.submit(
+            self._tokens(prompt), settings, priority=priority, owner=owner, logits_processor=logits_processor,
+            adapters=adapters,
+        )[0]  # fmt: skip
         return Stream(self.engine, request, prefill_progress)
 
+    @overload
+    def generate(
+        self, prompt: Prompt, *, n: None = None, best_of: None = None, params: GenerationParams | None = None,
+        prefill_progress: Callable[[int, int], object] | None = None, **kwargs: Any,
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    def generate(
+        self, prompt: Prompt, *, n: int | None = None, best_of: int | None = None,
+        params: GenerationParams | None = None, **kwargs: Any,
+    ) -> list[Completion]: ...  # fmt: skip
     def generate(
         self,
         prompt: Prompt,
         *,
+        n: int | None = None,
+        best_of: int | None = None,
         params: GenerationParams | None = None,
         prefill_progress: Callable[[int, int], object] | None = None,
-        priority: int = 0,
-        owner: str | None = None,
         **kwargs: Any,
-    ) -> Completion:
-        """Generate to the end; parameters and errors as for ``stream``."""
-        settings = GenerationParams.from_kwargs(params, kwargs, where="generate()")
-        return exhaust(
-            self.stream(
-                prompt, params=settings, prefill_progress=prefill_progress, priority=priority, owner=owner
-            )
-        )
+    ) -> Completion | list[Completion]:
+        """Generate to the end; parameters and errors as for ``stream``.
+
+        With ``n`` a list of as many answers, which share the prompt's cells and differ by seed. With ``best_of`` that many
+        are generated, and the ``n`` (or 1) whose tokens have the largest mean log-probability are returned, best first.
+        """
+        if n is None and best_of is None:
+            stream = self.stream(prompt, params=params, prefill_progress=prefill_progress, **kwargs)
+            return exhaust(stream)
+        count, kept, kwargs = self._best_of(n, best_of, params, kwargs)
+        return best(self.generate_many([prompt], n=count, params=params, **kwargs), kept)
+
+    def _best_of(
+        self, n: int | None, best_of: int | None, params: GenerationParams | None, kwargs: dict[str, Any]
+    ) -> tuple[int, int | None, dict[str, Any]]:
+        """How many to generate, how many of them to keep (None: all, as they come), and with what."""
+        wanted = check_int("n", 1 if n is None else n, 1, self.engine.scheduler.max_running)
+        if best_of is None:
+            return wanted, None, kwargs
+        count = check_int("best_of", best_of, wanted, self.engine.scheduler.max_running)
+        if kwargs.get("logprobs", None if params is None else params.logprobs) is None:
+            kwargs = {**kwargs, "logprobs": 0}
+        return count, wanted, kwargs
 
     def generate_many(
         self,
@@ -195,63 +269,104 @@ class LlamaRunner:
         *,
         params: GenerationParams | None = None,
         n: int = 1,
-        priority: int = 0,
-        owner: str | None = None,
         **kwargs: Any,
     ) -> list[Completion]:
         """Generate for many prompts together; the results in their order, ``n`` for each prompt one after another.
 
         The ``n`` answers of a prompt share its cells, and differ by seed: the given one, the next, and so on. When one
-        fails, the others are cancelled and its error is raised.
+        fails, the others are cancelled and its error is raised. Parameters as for ``stream``.
         """
+        options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
         settings = GenerationParams.from_kwargs(params, kwargs, where="generate_many()")
-        check_int("n", n, 1, self.context.n_seq_max - 1)
         todo = [self._tokens(prompt) for prompt in prompts]
         streams: list[Stream] = []
         try:
             for tokens in todo:
-                requests = self.engine.submit(tokens, settings, n=n, priority=priority, owner=owner)
+                requests = self.engine.submit(tokens, settings, n=n, **options)
                 streams += [Stream(self.engine, request) for request in requests]
             return [exhaust(stream) for stream in streams]
         except BaseException:
+            for stream in streams:
+                stream.cancel()
             for stream in streams:
                 stream.close()
             raise
 
     async def astream(
-        self,
-        prompt: Prompt,
-        *,
-        params: GenerationParams | None = None,
-        priority: int = 0,
-        owner: str | None = None,
-        **kwargs: Any,
+        self, prompt: Prompt, *, params: GenerationParams | None = None, **kwargs: Any
     ) -> AsyncIterator[Chunk]:
         """``stream`` for asyncio: never blocks the event loop. Leaving the loop, or cancelling the task, ends it."""
-        settings = GenerationParams.from_kwargs(params, kwargs, where="astream()")
-        async with AsyncStream(
-            self.engine, self._tokens(prompt), settings, priority=priority, owner=owner
-        ) as stream:
+        async with self._async_stream(prompt, params, kwargs, "astream()") as stream:
             async for chunk in stream:
                 yield chunk
 
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, *, n: None = None, best_of: None = None, params: GenerationParams | None = None,
+        **kwargs: Any,
+    ) -> Completion: ...  # fmt: skip
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, *, n: int | None = None, best_of: int | None = None,
+        params: GenerationParams | None = None, **kwargs: Any,
+    ) -> list[Completion]: ...  # fmt: skip
     async def agenerate(
         self,
         prompt: Prompt,
         *,
+        n: int | None = None,
+        best_of: int | None = None,
         params: GenerationParams | None = None,
-        priority: int = 0,
-        owner: str | None = None,
         **kwargs: Any,
-    ) -> Completion:
+    ) -> Completion | list[Completion]:
         """``generate`` for asyncio: ``asyncio.gather`` over several of them is one batch."""
-        settings = GenerationParams.from_kwargs(params, kwargs, where="agenerate()")
-        async with AsyncStream(
-            self.engine, self._tokens(prompt), settings, priority=priority, owner=owner
-        ) as stream:
-            async for _ in stream:
-                pass
-        return stream.completion
+        if n is None and best_of is None:
+            return (await self._async_stream(prompt, params, kwargs, "agenerate()").result()).completion()
+        count, kept, kwargs = self._best_of(n, best_of, params, kwargs)
+        return best(await self.agenerate_many([prompt], n=count, params=params, **kwargs), kept)
+
+    async def agenerate_many(
+        self, prompts: Iterable[Prompt], *, params: GenerationParams | None = None, n: int = 1, **kwargs: Any
+    ) -> list[Completion]:
+        """``generate_many`` for asyncio."""
+        options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
+        settings = GenerationParams.from_kwargs(params, kwargs, where="agenerate_many()")
+        todo = [self._tokens(prompt) for prompt in prompts]
+        streams: list[AsyncStream] = []
+        try:
+            for tokens in todo:
+                streams += AsyncStream.of_group(
+                    self.engine, lambda notify, t=tokens: self.engine.submit(t, settings, n=n, notify=notify, **options)
+                )
+            return [(await stream.result()).completion() for stream in streams]
+        finally:
+            for stream in streams:
+                stream.cancel()
+
+    def _async_stream(
+        self, prompt: Prompt, params: GenerationParams | None, kwargs: dict[str, Any], where: str
+    ) -> AsyncStream:
+        options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
+        settings = GenerationParams.from_kwargs(params, kwargs, where=where)
+        tokens = self._tokens(prompt)
+        return AsyncStream(
+            self.engine, lambda notify: self.engine.submit(tokens, settings, notify=notify, **options)[0]
+        )
+
+    def sequence(
+        self,
+        tokens: Prompt = (),
+        *,
+        owner: str | None = None,
+        priority: int = 0,
+        adapters: Adapters | None = None,
+    ) -> Sequence:
+        """A ``Sequence``: a token log to extend, fork, truncate, score and generate from. Text is tokenized first."""
+        given = np.empty(0, dtype=np.int32) if not isinstance(tokens, (str, bytes)) and len(tokens) == 0 else None
+        return Sequence(
+            self.engine, self._tokens(tokens) if given is None else given, owner=owner, priority=priority,
+            adapters=adapters,
+        )  # fmt: skip
 
     def generate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows ``prompt``; nothing of the call is visible to the next one."""
@@ -285,6 +400,8 @@ class LlamaRunner:
     def _tokens(self, prompt: Prompt, add_special: bool = True) -> npt.NDArray[np.int32]:
         self._check_open()
         vocab = self.model.vocab
+        if isinstance(prompt, Sequence):
+            prompt = prompt.tokens
         if isinstance(prompt, (str, bytes)):
             tokens = vocab.tokenize(prompt, add_special=add_special, parse_special=False)
         else:
@@ -298,7 +415,7 @@ class LlamaRunner:
     # --- chat
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+        self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> str:
         """Render OpenAI-style messages with the model's own chat template; see ``core.ChatTemplate.apply``.
 
@@ -311,7 +428,7 @@ class LlamaRunner:
         return self._template.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def chat_tokens(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+        self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> npt.NDArray[np.int32]:
         """``apply_chat_template`` as token ids, special tokens read as such: a prompt for ``generate``."""
         text = self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, **kwargs)
@@ -331,6 +448,17 @@ class LlamaRunner:
             if self.model.is_recurrent:  # a state a sequence, however long it is
                 return ContextInfo(context.n_seq_max, len(sequences), context.n_seq_max, sequences)
             return ContextInfo(context.n_ctx, memory.n_used, context.n_seq_max, sequences)
+
+    def kv_map(self) -> KvMap:
+        """Who owns each cell of the KV memory, and since when it has not been of use."""
+        self._check_open()
+        return self.engine.kv_map()
+
+    @property
+    def counters(self) -> EngineCounters:
+        """Hits, misses, evictions, preemptions, steps and times since the start."""
+        self._check_open()
+        return self.engine.counters
 
     def clear_context(self) -> None:
         """Forget the conversation of ``generate_stateful`` and every cached prompt; generations under way go on."""

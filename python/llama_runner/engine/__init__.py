@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from llama_runner.engine.engine import Engine, EngineCounters
-from llama_runner.engine.prefix import Node, PrefixCache
-from llama_runner.engine.request import Explanation, Request
+from llama_runner.engine.counters import EngineCounters, Latency
+from llama_runner.engine.engine import Adapters, Engine, LogitsProcessor
+from llama_runner.engine.kv_map import KvMap, Owner
+from llama_runner.engine.prefix import PrefixCache
+from llama_runner.engine.request import Request
+from llama_runner.engine.residency import CacheCounters
+from llama_runner.engine.sequence import Sequence, Snapshot
 from llama_runner.engine.stream import AsyncStream, Stream, exhaust
 
 __all__ = [
+    "Adapters",
     "AsyncStream",
+    "CacheCounters",
     "Engine",
     "EngineCounters",
-    "Explanation",
-    "Node",
+    "KvMap",
+    "Latency",
+    "LogitsProcessor",
+    "Owner",
     "PrefixCache",
     "Request",
+    "Sequence",
+    "Snapshot",
     "Stream",
     "exhaust",
 ]

@@ -1,100 +1,116 @@
 """``Engine``: continuous batching over one context.
 
-The native loop decodes and samples; this decides who gets into it, on which cells, and who gives way. A thread of its own
-(the manager) waits for what the loop reports; everything else runs in the thread of the caller, under one lock.
+The native loop decodes and samples; the scheduler decides who gets into it; a thread of the engine's own (the manager) waits
+for what the loop reports. Everything else runs in the thread of the caller, under one lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner.core import Context, DecodeLoop, Job
-from llama_runner.engine.prefix import Match, Node
+from llama_runner._check import check_float, check_int
+from llama_runner.core import Context, DecodeLoop, LoraAdapter, SamplerChain
+from llama_runner.engine.counters import EngineCounters
+from llama_runner.engine.kv_map import KvMap, Owner
+from llama_runner.engine.prefix import Node
 from llama_runner.engine.request import Request
-from llama_runner.engine.residency import CacheCounters, Residency
+from llama_runner.engine.residency import Residency
 from llama_runner.engine.sampling import sampler_chain
+from llama_runner.engine.scheduler import Scheduler
 from llama_runner.errors import (
+    ArgumentTypeError,
     ClosedError,
     ContextBusyError,
     ContextOverflowError,
+    InvalidArgumentError,
     LlamaRunnerError,
 )
 from llama_runner.params import GenerationParams
 
-__all__ = ["Engine", "EngineCounters"]
+__all__ = ["Adapters", "Engine", "LogitsProcessor"]
 
 Tokens = npt.NDArray[np.int32]
-UNBOUNDED_RESERVE = 256  # cells set aside for a generation without max_tokens; what is more is found when it comes to that
-
-
-@dataclass(frozen=True)
-class EngineCounters:
-    """What an engine has done since it was made."""
-
-    requests: int
-    preemptions: int
-    waiting: int
-    running: int
-    loop: dict[str, Any]
-    cache: CacheCounters
+LogitsProcessor = Callable[[list[Tokens], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
+Adapters = Mapping[LoraAdapter, float] | Sequence[tuple[LoraAdapter, float]]
 
 
 class Engine:
-    """Runs any number of generations over one context, which it owns until ``close()``.
+    """Runs any number of generations over one context, which it owns until ``close()``. Any thread may call any method.
 
-    Any thread may call any method. ``max_waiting`` requests may queue; one more gets ContextBusyError. Up to
-    ``host_cache_bytes`` of keys and values that had to leave the KV memory are kept in host memory, and then up to
-    ``disk_cache_bytes`` in the folder ``disk_cache``. ``quotas`` is the most cells that an owner's requests may use.
+    Parameters
+    ----------
+    context : with ``kv_unified`` and at least two sequences. Use it only inside ``paused()``.
+    max_waiting : requests that may queue; one more gets ContextBusyError.
+    max_running : how many generate together; None for as many as the context has sequences.
+    host_cache_bytes : host memory for keys and values that had to leave the KV memory.
+    disk_cache, disk_cache_bytes : a folder for what had to leave that, and for what is cached when the engine is closed;
+        the next engine of the same model and shape of context finds it there.
+    quotas : the most cells that an owner's running requests may use together.
+    slice_seconds : how long a step may take, and with that how promptly a cancel is felt.
+    pace : how many times its usual length a step may take for the sake of reading prompts while others generate.
     """
 
     def __init__(
         self,
         context: Context,
         *,
-        max_waiting: int = 1024,
+        max_waiting: int = 4096,
+        max_running: int | None = None,
         host_cache_bytes: int = 256 << 20,
         disk_cache: str | os.PathLike[str] | None = None,
         disk_cache_bytes: int = 4 << 30,
-        quotas: dict[str, int] | None = None,
+        quotas: Mapping[str, int] | None = None,
         slice_seconds: float = 0.1,
         pace: float = 2.5,
     ) -> None:
-        model = context.model
+        self._closed = True
+        check_int("n_seq_max", context.n_seq_max, 2, 256)
         self.context = context
-        self.vocab = model.vocab
-        self.max_waiting = max_waiting
-        self.quotas = dict(quotas or {})
-        folder = None if disk_cache is None else Path(disk_cache)
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-        self._countless = model.is_recurrent  # a state a sequence, however long it is
-        states = model.is_recurrent or model.is_hybrid or (model.n_swa > 0 and not context.swa_full)
+        self.vocab = context.model.vocab
+        self.max_waiting = check_int("max_waiting", max_waiting, 1, 2**31 - 1)
+        running = context.n_seq_max - 1 if max_running is None else max_running
+        check_int("max_running", running, 1, context.n_seq_max - 1)
+        able = context._able
+        kind = MEMORY_KINDS[able["kind"]]
+        # a window that is held in full can be shared and cut like any other
+        parts = kind == "attention" or (kind == "sliding-window" and context.swa_full)
         self.residency = Residency(
             context,
-            parts=not states,
-            host_bytes=host_cache_bytes,
-            disk_dir=folder,
-            disk_bytes=disk_cache_bytes,
-            cells_used=self._cells_used,
+            parts=parts,
+            can_save=bool(able["known"]),
+            host_bytes=check_int("host_cache_bytes", host_cache_bytes, 0, 2**62),
+            disk=None if disk_cache is None else Path(disk_cache),
+            disk_bytes=check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62),
+            fingerprint=json.dumps(context.fingerprint, sort_keys=True),
         )
+        self.memory_kind = kind
         self._lock = threading.RLock()
-        self._waiting: list[Request] = []
-        self._running: dict[int, Request] = {}
         self._tags = itertools.count(1)
-        self._requests = self._preemptions = 0
-        self._closed = False
+        self._requests = 0
+        self._inbox_lock = threading.Lock()
+        self._inbox: deque[Request] = deque()
+        self._sets: dict[Hashable, int] = {}  # numbers of the adapters that requests are computed with
+        self._set_users: dict[Hashable, int] = {}  # and how many requests are
+        self._set_numbers = itertools.count(1)
+        self._processors: dict[int, int] = {}  # how many requests use each
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
+        limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
+        self.scheduler = Scheduler(
+            self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
+        )
+        self._closed = False
         self._manager = threading.Thread(target=self._manage, name="llama-runner-engine", daemon=True)
         self._manager.start()
 
@@ -108,17 +124,17 @@ class Engine:
         n: int = 1,
         priority: int = 0,
         owner: str | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        adapters: Adapters | None = None,
         notify: Callable[[], None] | None = None,
-        wait: bool = True,
+        chain: SamplerChain | None = None,
     ) -> list[Request]:
-        """Queue ``n`` generations that share one prompt, and start them if there is room.
+        """Queue ``n`` generations that share one prompt; returns at once.
 
-        With ``wait`` false the manager starts them, so that this returns at once; else it takes up to a step.
-
+        ``chain`` is a sampler to go on with, in place of a new one; it is the engine's until the generation has ended.
         Raises ContextOverflowError for what can never fit, ContextBusyError when the queue is full.
         """
-        n_ctx = self.context.n_ctx
-        length = len(prompt)
+        n_ctx, length = self.context.n_ctx, len(prompt)
         if length >= n_ctx:
             raise ContextOverflowError(
                 f"the prompt has {length} tokens and the context holds {n_ctx}, one of which the answer needs: shorten "
@@ -126,31 +142,24 @@ class Engine:
                 length,
                 n_ctx,
             )
+        check_int("n", n, 1, self.scheduler.max_running)
+        self._check_open()
         limit = n_ctx - length if params.max_tokens is None else min(params.max_tokens, n_ctx - length)
-        base = params.seed if params.seed is not None else int.from_bytes(os.urandom(4), "little")
-        requests = []
-        for i in range(n):
-            seed = (base + i) % (2**32 - 1)
-            chain = sampler_chain(params, self.vocab, seed, prompt)
-            requests.append(
+        base = params.seed if params.seed is not None else self.new_seed()
+        seeds = [(base + i) % (2**32 - 1) for i in range(n)]
+        chains = [sampler_chain(params, self.vocab, seed, prompt) for seed in seeds] if chain is None else [chain]
+        key, adapter_set = self._adapter_set(adapters, n)
+        with self._given_back(key, n), self._inbox_lock:
+            processor = -1 if logits_processor is None else self.loop.add_processor(logits_processor)
+            requests = [
                 Request(
-                    self.vocab,
-                    prompt,
-                    params,
-                    chain,
-                    tag=next(self._tags),
-                    seed=seed,
-                    limit=limit,
-                    priority=priority,
-                    owner=owner,
-                    notify=notify,
+                    self.vocab, prompt, params, each, tag=next(self._tags), seed=seed, limit=limit, priority=priority,
+                    owner=owner, notify=notify, processor=processor, adapters=adapter_set, key=key,
                 )
-            )
-        leader = requests[0]
-        leader.followers = requests[1:]
-        for follower in leader.followers:
-            follower.leader = leader
-        self._enqueue(leader, wait)
+                for seed, each in zip(seeds, chains, strict=True)
+            ]  # fmt: skip
+            requests[0].lead(requests[1:])
+            self._enqueue(requests[0])
         return requests
 
     def feed(
@@ -161,46 +170,92 @@ class Engine:
         want_from: int = 1,
         priority: int = 0,
         owner: str | None = None,
+        adapters: Adapters | None = None,
+        timeout: float | None = None,
         notify: Callable[[], None] | None = None,
-        wait: bool = True,
     ) -> Request:
         """Bring tokens into the cache without sampling; ``want`` is what they are to leave, as for ``core.Job``."""
         if len(tokens) > self.context.n_ctx:
             raise ContextOverflowError(
-                f"{len(tokens)} tokens, and the context holds {self.context.n_ctx}",
-                len(tokens),
-                self.context.n_ctx,
+                f"{len(tokens)} tokens, and the context holds {self.context.n_ctx}", len(tokens), self.context.n_ctx
             )
-        request = Request(
-            self.vocab,
-            tokens,
-            GenerationParams(),
-            None,
-            tag=next(self._tags),
-            limit=0,
-            priority=priority,
-            owner=owner,
-            notify=notify,
-            want=want,
-            want_from=want_from,
-        )
-        self._enqueue(request, wait)
+        self._check_open()
+        key, adapter_set = self._adapter_set(adapters, 1)
+        with self._given_back(key, 1), self._inbox_lock:
+            request = Request(
+                self.vocab, tokens, GenerationParams(timeout=timeout), None, tag=next(self._tags), limit=0,
+                priority=priority, owner=owner, notify=notify, want=want, want_from=want_from, adapters=adapter_set,
+                key=key,
+            )  # fmt: skip
+            self._enqueue(request)
         return request
 
-    def _enqueue(self, request: Request, wait: bool) -> None:
+    def _enqueue(self, request: Request) -> None:
+        """Hand a request to the manager; the caller holds the lock of the inbox."""
+        scheduler = self.scheduler
+        quota = scheduler.quotas.get(request.owner) if request.owner is not None else None
+        cells = scheduler.need(request) * len(request.group)
+        if quota is not None and cells > quota:
+            raise ContextOverflowError(
+                f"it may come to {cells} cells, and the quota of {request.owner!r} is {quota}: make max_tokens smaller",
+                cells,
+                quota,
+            )
+        waiting = len(scheduler.waiting) + len(self._inbox)
+        if waiting >= self.max_waiting:
+            raise ContextBusyError(
+                f"{waiting} requests are waiting already (max_waiting): try again when some are done"
+            )
+        self._check_open()
+        self._requests += len(request.group)
+        if request.processor >= 0:
+            self._processors[request.processor] = self._processors.get(request.processor, 0) + len(request.group)
+        self._inbox.append(request)
+        self.loop.wake()
+
+    def prefix_key(self, adapters: Adapters | None) -> Hashable:
+        """Prefixes are shared among requests with the same: None without adapters, else their digests and scales."""
+        if not adapters:
+            return None
+        pairs = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
+        for pair in pairs:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], LoraAdapter)):
+                raise ArgumentTypeError(f"adapters maps each LoraAdapter to its scale, and has {pair!r:.60}")
+            if pair[0].model is not self.context.model:
+                raise InvalidArgumentError(f"{pair[0]!r} is of another model than {self.context.model!r}")
+            check_float("the scale of an adapter", pair[1], -1e30, 1e30)
+        key = tuple(sorted((str(adapter.digest), float(scale)) for adapter, scale in pairs if scale))
+        if len({digest for digest, _ in key}) < len(key):
+            raise InvalidArgumentError("adapters has one of them twice")
+        return key or None
+
+    def _adapter_set(self, adapters: Adapters | None, n: int) -> tuple[Hashable, int]:
+        """What a request is computed with: the key of its prefixes, and the number that the loop knows it by."""
+        key = self.prefix_key(adapters)
+        if key is None or not adapters:
+            return None, 0
+        pairs = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
         with self._lock:
-            self._check_open()
-            if len(self._waiting) >= self.max_waiting:
-                raise ContextBusyError(
-                    f"{len(self._waiting)} requests are waiting already (max_waiting): try again when some are done"
-                )
-            self._requests += 1 + len(request.followers)
-            self._waiting.append(request)
-            self._waiting.sort(key=lambda other: (-other.priority, other.tag))
-            if wait:
-                self._admit()
-        if not wait:
-            self.loop.wake()
+            self._set_users[key] = self._set_users.get(key, 0) + n  # given back when the requests have ended
+            if key not in self._sets:
+                number = next(self._set_numbers)
+                try:
+                    with self._paused() as context:
+                        # it checks them against the graph, which a later step relies on
+                        context.set_adapters(dict(pairs))
+                        context.set_adapters(None)
+                        self.loop.adapters_changed()
+                        self.loop.set_adapters(number, [(adapter, float(scale)) for adapter, scale in pairs if scale])
+                except BaseException:
+                    del self._set_users[key]
+                    raise
+                self._sets[key] = number
+            return key, self._sets[key]
+
+    @staticmethod
+    def new_seed() -> int:
+        """A seed that nobody chose."""
+        return int.from_bytes(os.urandom(4), "little") % (2**32 - 1)
 
     def cancel(self, request: Request) -> None:
         """End a request where it is, within a step; what it has sampled stays. Returns at once. Any thread."""
@@ -209,194 +264,39 @@ class Engine:
         if not self._closed:
             self.loop.wake()
 
-    def pin(self, tokens: Tokens, instead_of: Node | None = None) -> Node | None:
+    def pin(self, tokens: Tokens, instead_of: Node | None = None, key: Hashable = None) -> Node | None:
         """Keep what is cached of ``tokens`` from being evicted, and no longer what ``instead_of`` ends."""
         with self._lock:
             if instead_of is not None:
                 instead_of.pins -= 1
-            found = self.residency.tree.match(tokens)
+            tree = self.residency.tree
+            found = tree.match(tokens, key)
             if found.length == 0:
                 return None
-            found.node.pins += 1
-            return found.node
+            node = found.node
+            if found.inside < len(node.tokens) and self.residency.parts:
+                node = tree.split(node, found.inside)
+            node.pins += 1
+            return node
 
     @contextlib.contextmanager
-    def paused(self) -> Iterator[Context]:
-        """The context between two steps; the loop goes on afterwards. Wait for it no longer than a step."""
-        with self._lock:
-            self._check_open()
-            self.loop.pause()
-            try:
-                yield self.context
-            finally:
-                self.loop.resume()
-
-    # --- admission: by cells that are counted, never by hope
-
-    def _cells_used(self) -> int:
-        return 0 if self._countless else self.context.memory.n_used
-
-    def _promised(self) -> int:
-        """Cells that running requests have not taken yet, and may."""
-        return sum(
-            max(0, self._need(request) - request.job.progress["n_resident"])
-            for request in self._running.values()
-        )
-
-    @staticmethod
-    def _need(request: Request) -> int:
-        bounded = request.params.max_tokens is not None
-        return len(request.prompt) + (request.limit if bounded else min(request.limit, UNBOUNDED_RESERVE))
-
-    def _admit(self) -> None:
-        """Start what is waiting, in its order, as far as there is room."""
-        if not self._waiting:
-            return
+    def _paused(self) -> Iterator[Context]:
         self.loop.pause()
         try:
-            self._settle_ended()
-            for request in list(self._waiting):
-                if self._over_quota(request):
-                    continue
-                if not self._start(request):
-                    break
-                self._waiting.remove(request)
+            yield self.context
         finally:
             self.loop.resume()
 
-    def _over_quota(self, request: Request) -> bool:
-        quota = self.quotas.get(request.owner) if request.owner is not None else None
-        if quota is None:
-            return False
-        used = sum(self._need(other) for other in self._running.values() if other.owner == request.owner)
-        return used > 0 and used + self._need(request) > quota
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[Context]:
+        """The context between two steps; the loop goes on afterwards. Wait for it no longer than a step.
 
-    def _start(self, request: Request) -> bool:
-        """Give a request its sequence and put it into the loop; False when it has to wait."""
-        tokens = request.job.tokens
-        tree = self.residency.tree
-        found = tree.match(tokens)
-        most = len(tokens) - 1 if request.preempted else request.most
-        group = 1 + len(request.followers)
-        need = len(tokens) - min(found.resident, most) + (self._need(request) - len(request.prompt)) * group
-        found.node.pins += 1
-        try:
-            if not self._countless and not self._find_room(request, need):
-                return self._give_up(request, need)
-            seqs = [self.residency.take_seq() for _ in request.followers]
-            attached = None if None in seqs else self.residency.attach(tokens, most)
-            if attached is None:
-                for seq_id in seqs:
-                    if seq_id is not None:
-                        self.residency.release(seq_id)
-                return False
-        finally:
-            found.node.pins -= 1
-        self._note(request, attached.n_resident, attached.restored, attached.match)
-        request.seq_id = attached.seq_id
-        self.residency.busy.add(attached.seq_id)
-        self._pin(request)
-        self.loop.place(request.job, attached.seq_id, attached.n_resident)
-        for follower, seq_id in zip(request.followers, seqs, strict=True):
-            assert seq_id is not None
-            follower.seq_id = seq_id
-            self.residency.busy.add(seq_id)
-            follower.admitted = request.admitted
-            follower.cached_tokens = follower.known_tokens = len(tokens)
-            follower.reason = "it shares the prompt of another that was sampled with it"
-            self.loop.place(follower.job, seq_id, 0)
-            self._running[follower.tag] = follower
-        self._running[request.tag] = request
-        self.loop.add(request.job, [follower.job for follower in request.followers])
-        request.followers = []
-        return True
-
-    def _pin(self, request: Request) -> None:
-        """What the request shares with others must not be evicted while it runs."""
-        assert request.seq_id is not None
-        found = self.residency.tree.match(request.job.tokens)
-        request.node = found.node
-        found.node.pins += 1
-
-    def _unpin(self, request: Request) -> None:
-        if request.node is not None:
-            request.node.pins -= 1
-            request.node = None
-
-    def _note(self, request: Request, cached: int, restored: int, found: Match) -> None:
-        """What ``explain`` and ``usage`` will say; of a request that was preempted, what they said the first time."""
-        if request.admitted:
-            return
-        request.admitted = time.perf_counter()
-        request.cached_tokens, request.restored_tokens, request.known_tokens = cached, restored, found.length
-        differs = found.differs_from
-        if differs is not None:
-            request.cache_differs_at = self.vocab.token_to_piece(differs, special=True).decode(
-                errors="replace"
-            )
-        if cached == len(request.prompt) - 1:
-            request.reason = "all of it was known; the last token is computed for its logits"
-        elif cached < found.length:
-            request.reason = "this memory cannot go back to the middle of what it holds, or a saved state was damaged"
-        elif found.length == 0:
-            request.reason = "nothing that is cached begins like it"
-        elif differs is None:
-            request.reason = "the rest is new"
-        else:
-            request.reason = "the cached text goes on differently"
-
-    def _find_room(self, request: Request, need: int) -> bool:
-        capacity = self.context.n_ctx - self._promised()
-        if self.residency.make_room(need, capacity):
-            return True
-        for other in sorted(self._running.values(), key=lambda r: (r.priority, -r.tag)):
-            if other.priority >= request.priority:
-                break
-            self._preempt(other)
-            if self.residency.make_room(need, self.context.n_ctx - self._promised()):
-                return True
-        return False
-
-    def _give_up(self, request: Request, need: int) -> bool:
-        """Whether a request that finds no room is to wait: True when it has been ended instead."""
-        if self._running:
-            return False
-        request.job.finish(
-            "error",
-            "no_room",
-            f"{need} more cells are needed and the context has {self.context.n_ctx}, of which "
-            f"{self._cells_used()} are in use: clear_context() frees the conversation's; or make n_ctx larger, or n and "
-            "max_tokens smaller",
-        )
-        for follower in request.followers:
-            follower.job.finish("error", "no_room", "the prompt that it shares does not fit")
-        self._announce(request)
-        return True
-
-    def _preempt(self, request: Request) -> None:
-        """Take a request out of the loop, its cells into host memory; it goes on later as if nothing had been."""
-        if not self.loop.take_out(request.job):
-            return
-        del self._running[request.tag]
-        self._settle(request)
-        request.preempted += 1
-        self._preemptions += 1
-        self._waiting.append(request)
-        self._waiting.sort(key=lambda other: (-other.priority, other.tag))
-
-    def _settle(self, request: Request) -> None:
-        """Write what the request's sequence holds into the tree, or give the sequence back."""
-        assert request.seq_id is not None
-        self.residency.busy.discard(request.seq_id)
-        held = request.job.progress["n_resident"]
-        last = self.context.memory.seq_pos_max(request.seq_id) + 1
-        node = None
-        if held and last == held:
-            node = self.residency.settle(request.seq_id, request.job.tokens[:held])
-        if node is None or not self.residency.holds(node, request.seq_id):
-            self.residency.release(request.seq_id)
-        request.seq_id = None
-        self._unpin(request)
+        What is changed in its memory meanwhile, the engine does not know of: look, and leave it as it is.
+        """
+        with self._lock:
+            self._check_open()
+            with self._paused() as context:
+                yield context
 
     # --- the manager
 
@@ -407,7 +307,7 @@ class Engine:
                 with self._lock:
                     if self._closed:
                         return
-                    self._expire()
+                    self.scheduler.expire()
                     self._collect(events)
                 if "stopped" in events:
                     return
@@ -418,65 +318,65 @@ class Engine:
 
     def _until_deadline(self) -> float | None:
         with self._lock:
-            times = [request.deadline for request in self._waiting if request.deadline is not None]
-        return max(0.0, min(times) - time.perf_counter()) if times else None
+            first = self.scheduler.next_deadline()
+        return None if first is None else max(0.0, first - time.perf_counter())
 
     def _collect(self, events: set[str]) -> None:
+        scheduler = self.scheduler
         for job in self.loop.ready():
-            request = self._running.get(job.progress["tag"])
+            request = scheduler.running.get(job.progress["tag"])
             if request is not None:
-                self._announce(request)
-        if events & {"ended", "room"} or ("wake" in events and self._waiting):
-            self.loop.pause()
-            try:
-                self._settle_ended()
+                request.announce()
+        new = self._take_inbox()
+        if new or events & {"ended", "room"} or ("wake" in events and scheduler.waiting):
+            with self._paused():
+                self.scheduler.settle_ended()
+                scheduler.settle_marks()
                 if "room" in events:
-                    self._relieve()
-                self._admit()
-            finally:
-                self.loop.resume()
+                    scheduler.relieve()
+                scheduler.admit()
+        for request in scheduler.take_ended():
+            self._give_back(request)
 
-    def _settle_ended(self) -> None:
-        """While paused, so that whatever its reader has seen the end of is in the tree."""
-        for job in self.loop.ended():
-            request = self._running.pop(job.progress["tag"], None)
-            if request is not None:
-                self._settle(request)
-                self._announce(request)
+    def _take_inbox(self) -> bool:
+        """Put what was submitted into the queue; whether there was anything."""
+        any_new = False
+        while self._inbox:
+            self.scheduler.push(self._inbox.popleft())
+            any_new = True
+        if any_new:
+            self.scheduler.expire()  # what was cancelled before it came here
+        return any_new
 
-    def _announce(self, request: Request) -> None:
-        if request.notify is not None:
-            request.notify()
+    def _give_back(self, request: Request) -> None:
+        """Let go of adapters and processors that no request names any more."""
+        if request.processor >= 0:
+            with self._inbox_lock:
+                self._processors[request.processor] -= 1
+                if not self._processors[request.processor]:
+                    del self._processors[request.processor]
+                    self.loop.remove_processor(request.processor)
+        if request.key is not None:
+            self._release_set(request.key, 1)
 
-    def _relieve(self) -> None:
-        """The memory is full in the middle of generations: evict, else the last to come gives way."""
-        if not self.residency.evict_one():
-            order = sorted(self._running.values(), key=lambda r: (r.priority, -r.tag))
-            if len(order) > 1:
-                self._preempt(order[0])
-            elif order:
-                self.loop.fail(
-                    order[0].job,
-                    "no_room",
-                    f"the context of {self.context.n_ctx} cells is full and holds nothing else that could go",
-                )
-        self.loop.unstall()
+    @contextlib.contextmanager
+    def _given_back(self, key: Hashable, n: int) -> Iterator[None]:
+        """What a submission that fails has named is not in use."""
+        try:
+            yield
+        except BaseException:
+            if key is not None:
+                self._release_set(key, n)
+            raise
 
-    def _expire(self) -> None:
-        now = time.perf_counter()
-        for request in list(self._waiting):
-            if request.cancelled:
-                self._waiting.remove(request)
-                self._end_waiting(request, "cancelled")
-            elif request.deadline is not None and request.deadline <= now:
-                self._waiting.remove(request)
-                self._end_waiting(request, "timeout")
-
-    def _end_waiting(self, request: Request, how: str) -> None:
-        for member in [request, *request.followers]:
-            member.job.finish(how)
-            self._announce(member)
-        request.followers = []
+    def _release_set(self, key: Hashable, n: int) -> None:
+        with self._lock:
+            self._set_users[key] -= n
+            if self._set_users[key] == 0:
+                del self._set_users[key]
+                number = self._sets.pop(key)
+                with self._paused():
+                    self.loop.set_adapters(number, ())
 
     # --- what there is
 
@@ -484,45 +384,98 @@ class Engine:
     def counters(self) -> EngineCounters:
         """What was counted since the start."""
         with self._lock:
+            scheduler = self.scheduler
             return EngineCounters(
-                self._requests,
-                self._preemptions,
-                len(self._waiting),
-                len(self._running),
-                self.loop.counters,
-                self.residency.counters,
+                requests=self._requests,
+                finished=scheduler.finished,
+                failed=scheduler.failed,
+                cancelled=scheduler.cancelled,
+                preemptions=scheduler.preemptions,
+                waiting=len(scheduler.waiting),
+                sharing=sum(request.sharing for request in scheduler.waiting),
+                running=len(scheduler.running),
+                queue=scheduler.queue.latency(),
+                first_token=scheduler.first_token.latency(),
+                inter_token=scheduler.inter_token.latency(),
+                loop=self.loop.counters,
+                cache=self.residency.snapshot(),
             )
 
+    def kv_map(self) -> KvMap:
+        """Who owns each cell of the KV memory, and since when it has not been of use; takes up to a step."""
+        with self.paused() as context:
+            now = time.monotonic()
+            owners = {}
+            for request in self.scheduler.running.values():
+                assert request.seq_id is not None
+                held = int(request.job.progress["n_resident"])
+                owners[request.seq_id] = Owner("request", request.owner, request.tag, held, 0.0, True)
+                if request.mark is not None:
+                    owners[request.mark[1]] = Owner("checkpoint", request.owner, request.tag, 0, 0.0, True)
+            for seq_id, node in self.residency.holders():
+                if seq_id not in owners:
+                    pinned = node.pins > 0
+                    owners[seq_id] = Owner("prefix", None, None, node.end, now - node.used_at, pinned)
+            return KvMap(tuple(context.memory.cells()), owners)
+
     def clear(self) -> None:
-        """Forget every prefix that no request uses."""
+        """Forget every prefix that no request uses and nothing pins, in every tier."""
         with self.paused():
+            self.scheduler.settle_ended()
             self.residency.clear()
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this Engine is closed")
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` has been called."""
+        return self._closed
+
     def close(self) -> None:
-        """End every request with ClosedError, promptly, and stop the threads; the context stays. Twice is no error."""
+        """End every request with ClosedError, promptly, and stop the threads; the context stays. Twice is no error.
+
+        With a ``disk_cache``, what is cached is written there first.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            waiting, self._waiting = self._waiting, []
+            waiting, self.scheduler.waiting = self.scheduler.waiting, []
+            with self._inbox_lock:
+                waiting += self._inbox
+                self._inbox.clear()
         self.loop.close()
         for request in waiting:
-            for member in [request, *request.followers]:
-                with contextlib.suppress(LlamaRunnerError):
-                    member.job.finish("error", "closed", "the engine was closed before its turn came")
-                self._announce(member)
-        for request in self._running.values():
-            self._announce(request)
-        self._running.clear()
+            for member in request.group:
+                member.job.finish("error", "closed", "the engine was closed before its turn came")
+                member.announce()
+        for request in self.scheduler.running.values():
+            request.announce()
         if threading.current_thread() is not self._manager:
             self._manager.join(timeout=10)
+        with self._lock:
+            self._spill()
+            self.residency.tiers.close()
+
+    def _spill(self) -> None:
+        """What is cached goes to disk; requests that were cut off count as well."""
+        if not self.residency.tiers.disk_limit:
+            return
+        try:
+            self.scheduler.cells_used()
+        except LlamaRunnerError:  # it is closed, or unusable
+            return
+        for request in list(self.scheduler.running.values()):
+            self.scheduler.drop(request)
+        self.residency.spill()
 
     def __enter__(self) -> Engine:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+MEMORY_KINDS = ("none", "attention", "sliding-window", "recurrent", "hybrid", "unknown")

@@ -6,8 +6,10 @@ The tree is an account: it touches no memory itself. ``Residency`` makes what th
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +26,9 @@ class Stored:
     start: int
     end: int
     size: int  # bytes
-    data: bytes | None  # None once it is on disk
-    path: str | None = None
-    users: int = 0  # nodes that refer to it
+    data: bytes | None  # None once it is on disk alone
+    path: Path | None = None
+    nodes: list[Node] = field(default_factory=list)  # that refer to it: those that its node was split into
 
 
 @dataclass(eq=False, slots=True)
@@ -42,8 +44,8 @@ class Node:
     seq_id: int | None = None
     stored: Stored | None = None
     pins: int = 0
-    last_used: int = 0
-    made: int = 0
+    last_used: int = 0  # of the tree's clock
+    used_at: float = 0.0  # time.monotonic()
 
     @property
     def end(self) -> int:
@@ -71,15 +73,25 @@ class Match:
 
 
 class PrefixCache:
-    """Which prefixes are known, and where. The caller guards it with a lock of its own."""
+    """Which prefixes are known, and where. The caller guards it with a lock of its own.
+
+    What was computed with different adapters has nothing in common: a ``key`` (None for none) chooses the tree.
+    """
 
     def __init__(self) -> None:
-        self.root = Node(None, 0, np.empty(0, dtype=np.int32), resident=True)
+        self._roots: dict[Hashable, Node] = {}
         self._clock = itertools.count(1)
 
-    def match(self, tokens: Tokens) -> Match:
+    def root(self, key: Hashable = None) -> Node:
+        """Where the prefixes of ``key`` begin."""
+        found = self._roots.get(key)
+        if found is None:
+            found = self._roots[key] = Node(None, 0, np.empty(0, dtype=np.int32), resident=True)
+        return found
+
+    def match(self, tokens: Tokens, key: Hashable = None) -> Match:
         """The longest known prefix of ``tokens``, by comparing every one of them."""
-        node, at, resident = self.root, 0, 0
+        node, at, resident = self.root(key), 0, 0
         while True:
             child = node.children.get(int(tokens[at])) if at < len(tokens) else None
             if child is None:
@@ -104,11 +116,17 @@ class PrefixCache:
         """All tokens from the start to the node's end."""
         return np.concatenate([np.empty(0, dtype=np.int32), *(step.tokens for step in self.path(node))])
 
+    def key_of(self, node: Node) -> Hashable:
+        """What the prefixes of a node's tree were computed with."""
+        while node.parent is not None:
+            node = node.parent
+        return next(key for key, root in self._roots.items() if root is node)
+
     def touch(self, node: Node) -> None:
         """Note that the path to ``node`` was of use just now."""
-        now = next(self._clock)
+        now, clock = time.monotonic(), next(self._clock)
         while node.parent is not None:
-            node.last_used = now
+            node.last_used, node.used_at = clock, now
             node = node.parent
 
     def split(self, node: Node, inside: int) -> Node:
@@ -121,23 +139,23 @@ class PrefixCache:
             resident=node.resident,
             stored=node.stored,
             last_used=node.last_used,
-            made=node.made,
+            used_at=node.used_at,
         )
         if upper.stored is not None:
-            upper.stored.users += 1
+            upper.stored.nodes.append(upper)
         node.parent.children[int(upper.tokens[0])] = upper
         node.parent, node.start, node.tokens = upper, node.start + inside, node.tokens[inside:].copy()
         upper.children[int(node.tokens[0])] = node
         return upper
 
-    def insert(self, tokens: Tokens) -> Node:
+    def insert(self, tokens: Tokens, key: Hashable = None) -> Node:
         """The node that ends where ``tokens`` do, made where it is missing; new nodes are neither resident nor stored."""
-        found = self.match(tokens)
+        found = self.match(tokens, key)
         node = found.node
         if found.inside < len(node.tokens):
             node = self.split(node, found.inside)
         if found.length < len(tokens):
-            leaf = Node(node, found.length, tokens[found.length :].copy(), made=next(self._clock))
+            leaf = Node(node, found.length, tokens[found.length :].copy())
             node.children[int(leaf.tokens[0])] = leaf
             node = leaf
         return node
@@ -149,7 +167,7 @@ class PrefixCache:
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the root, parents before their children."""
-        stack = list(self.root.children.values())
+        stack = [child for root in self._roots.values() for child in root.children.values()]
         while stack:
             node = stack.pop()
             yield node
@@ -164,28 +182,6 @@ class PrefixCache:
                 return here.seq_id
             stack.extend(child for child in here.children.values() if child.resident)
         raise AssertionError(f"{node} is resident and no sequence holds it")
-
-    def resident_leaves(self) -> list[Node]:
-        """Resident nodes with nothing resident after them that may go, least recently used first."""
-        leaves = [
-            node
-            for node in self.nodes()
-            if node.resident and not node.pins and not any(child.resident for child in node.children.values())
-        ]
-        return sorted(leaves, key=lambda node: node.last_used)
-
-    def stored_leaves(self, *, on_disk: bool) -> list[Node]:
-        """Nodes that are only in host memory, or only on disk, that may go, least recently used first."""
-        leaves = [
-            node
-            for node in self.nodes()
-            if not node.resident
-            and node.stored is not None
-            and (node.stored.data is None) == on_disk
-            and not node.pins
-            and not (on_disk and node.children)
-        ]
-        return sorted(leaves, key=lambda node: node.last_used)
 
 
 def common_length(a: Tokens, b: Tokens) -> int:

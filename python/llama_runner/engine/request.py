@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_runner.core import Job, SamplerChain, Vocab
-from llama_runner.engine.prefix import Node
+from llama_runner.engine.prefix import Match, Node
 from llama_runner.errors import (
     ClosedError,
     ContextOverflowError,
@@ -22,9 +21,9 @@ from llama_runner.errors import (
     SamplingError,
 )
 from llama_runner.params import GenerationParams
-from llama_runner.results import Chunk, Completion, Timings, TokenLogprob, Usage
+from llama_runner.results import Chunk, Completion, Explanation, Timings, TokenLogprob, Usage
 
-__all__ = ["Explanation", "Request"]
+__all__ = ["Request"]
 
 ERRORS: dict[str, type[LlamaRunnerError]] = {
     "sampling": SamplingError,
@@ -36,26 +35,8 @@ ERRORS: dict[str, type[LlamaRunnerError]] = {
 }
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Why as much of a prompt was computed as was."""
-
-    prompt_tokens: int
-    cached_tokens: int
-    restored_tokens: int  # of the cached ones, those that came back from host memory or disk
-    computed_tokens: int
-    known_tokens: int  # how far the prompt agreed with something known
-    prompt_differs_at: str  # the text of the prompt's token where it first differs, "" where it does not
-    cache_differs_at: str  # that of what was known
-    reason: str
-    preempted: int  # how many times it gave way to others
-
-    def __str__(self) -> str:
-        return f"{self.cached_tokens} of {self.prompt_tokens} tokens were cached: {self.reason}"
-
-
 class Request:
-    """One generation in an engine. Its owner reads it with ``chunks`` or ``result``; the engine does the rest."""
+    """One generation in an engine. Its owner reads it with ``chunk`` or ``completion``; the engine does the rest."""
 
     def __init__(
         self,
@@ -72,6 +53,9 @@ class Request:
         notify: Callable[[], None] | None,
         want: str = "",
         want_from: int = 1,
+        processor: int = -1,
+        adapters: int = 0,
+        key: Hashable = None,
     ) -> None:
         self.vocab = vocab
         self.prompt = prompt
@@ -82,6 +66,8 @@ class Request:
         self.priority = priority
         self.owner = owner
         self.notify = notify
+        self.processor = processor
+        self.key = key  # what it is computed with: nothing is shared between keys
         self.job = Job(
             vocab,
             prompt,
@@ -89,12 +75,15 @@ class Request:
             max_tokens=limit,
             ignore_eos=params.ignore_eos,
             stop=params.stop,
+            stop_tokens=params.stop_tokens,
             logprobs=params.logprobs,
             priority=priority,
             timeout=params.timeout,
             notify=notify is not None,
             want=(want,) if want else (),
             want_from=want_from,
+            processor=processor,
+            adapters=adapters,
             tag=tag,
         )
         # how many tokens at most may be taken from the cache: the rest must be computed for what it is to leave
@@ -103,9 +92,11 @@ class Request:
             self.most = min(self.most, want_from - 1)
         # --- the engine's, under its lock
         self.seq_id: int | None = None
-        self.node: Node | None = None  # pinned while this runs: the part of its prompt that the tree knows
-        self.followers: list[Request] = []
-        self.leader: Request | None = None
+        self.node: Node | None = None  # pinned while this runs: the part of its tokens that the tree knows
+        self.mark: tuple[int, int] | None = None  # a checkpoint to be: after how many tokens, in which sequence
+        self.followers: list[Request] = []  # those that share its prompt, and sample from the same logits
+        self.sharing = False  # waits for another that reads the same
+        self.queued = False  # its time in the queue has been counted
         self.preempted = 0
         self.cancelled = False
         self.submitted = time.perf_counter()
@@ -114,14 +105,58 @@ class Request:
         self.cached_tokens = 0
         self.restored_tokens = 0
         self.known_tokens = 0
+        self.follows = False
         self.cache_differs_at = ""
-        self.reason = ""
+        self.reason = "it never ran"
         # --- the reader's
         self._text: list[str] = []
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] | None = None if params.logprobs is None else []
         self._end: str | None = None
         self._ended = 0.0
+
+    # --- the engine's side
+
+    @property
+    def group(self) -> list[Request]:
+        """It and its followers."""
+        return [self, *self.followers]
+
+    def lead(self, followers: list[Request]) -> None:
+        """Have others share what is computed for this one's prompt."""
+        self.followers = followers
+
+    def note(self, vocab: Vocab, cached: int, restored: int, found: Match) -> None:
+        """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays."""
+        if self.admitted:
+            return
+        self.admitted = time.perf_counter()
+        self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, found.length
+        differs = found.differs_from
+        if differs is not None:
+            self.cache_differs_at = vocab.token_to_piece(differs, special=True).decode(errors="replace")
+        if cached >= self.most:
+            self.reason = "all of it was known; what it has to leave is computed"
+        elif cached < found.length:
+            self.reason = "this memory goes back to checkpoints alone, or what was saved is gone or damaged"
+        elif found.length == 0:
+            self.reason = "nothing that is cached begins like it"
+        elif differs is None:
+            self.reason = "the rest is new"
+        else:
+            self.reason = "the cached text goes on differently"
+
+    def note_shared(self, leader: Request) -> None:
+        """The same for one that shares another's prompt."""
+        self.admitted = leader.admitted
+        self.follows = True
+        self.known_tokens = len(self.prompt)
+        self.reason = "it shares the prompt of another that was sampled with it"
+
+    def announce(self) -> None:
+        """Wake whoever waits for it on an event loop."""
+        if self.notify is not None:
+            self.notify()
 
     # --- the reader's side
 
@@ -161,67 +196,84 @@ class Request:
         return TokenLogprob(token, piece.decode(errors="replace"), piece, score[0], tuple(score[1]))
 
     def error(self) -> LlamaRunnerError:
-        """The typed error of a generation that ended with one."""
+        """The typed error of a generation that ended with one; what a Python function raised is its cause."""
         progress, text = self.job.progress, self.job.error_text
         kind = ERRORS.get(str(progress["error"]), DecodeError)
         if kind is ContextOverflowError:
             return ContextOverflowError(text, len(self.prompt) + self.limit, 0)
         if kind is DecodeError:
             return DecodeError(text, code=-2)
-        return kind(text or "the engine was closed while this generation was under way")
+        raised = self.job.raised
+        if raised is not None:
+            text = f"{text}: {type(raised).__name__}: {raised}"
+        error = kind(text or "the engine was closed while this generation was under way")
+        error.__cause__ = raised
+        return error
 
     @property
     def ended(self) -> bool:
         """Whether the reader has had the last of it."""
         return self._end is not None
 
+    def usage(self) -> Usage:
+        """Tokens, counted: those cached are those whose computation was skipped."""
+        cached = self.cached_tokens
+        if self.follows:  # of a prompt that another was to read, it read what that one did not
+            cached = max(0, len(self.prompt) - int(self.job.progress["n_computed"]))
+        return Usage(len(self.prompt), cached, len(self.prompt) - cached, len(self._tokens))
+
     def completion(self) -> Completion:
         """The result, once the reader has had the last of it."""
         assert self._end is not None
         progress = self.job.progress
-        n = len(self._tokens)
-        computed = len(self.prompt) - self.cached_tokens
-        if progress["fed_us"] == 0:
-            computed = int(progress["n_computed"])
+        if self._end == "error":
+            raise self.error()
+        usage = self.usage()
+        computed = usage.computed_tokens if progress["fed_us"] else int(progress["n_computed"])
         first = progress["first_us"] or progress["last_us"]
         fed, added = progress["fed_us"] or first, progress["added_us"]
         waited = self.admitted - self.submitted if self.admitted else 0.0
         prompt_seconds = max(0.0, (fed - added) / 1e6) if added and fed else 0.0
         generating = max(0.0, (progress["last_us"] - fed) / 1e6) if fed else 0.0
-        if self._end == "error" and progress["error"] != "closed":
-            raise self.error()
-        reason: Any = "cancelled" if self._end == "error" else self._end
+        reason: Any = self._end
+        tokens = np.asarray(self._tokens, dtype=np.int32)
+        text = "".join(self._text)
+        if self.params.echo:
+            text = self.vocab.detokenize(self.prompt, unparse_special=True) + text
         return Completion(
-            text="".join(self._text),
-            tokens=np.asarray(self._tokens, dtype=np.int32),
+            text=text,
+            tokens=tokens,
             finish_reason=reason,
             stop_match=self.job.stop_match,  # type: ignore[arg-type]
-            usage=Usage(len(self.prompt), self.cached_tokens, len(self.prompt) - self.cached_tokens, n),
+            usage=usage,
             timings=Timings(
                 prompt_seconds=prompt_seconds,
                 generation_seconds=generating,
                 first_token_seconds=waited + prompt_seconds if first else self._ended - self.submitted,
                 computed_tokens=computed,
-                completion_tokens=n,
+                completion_tokens=len(tokens),
             ),
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
             seed=self.seed,
+            explanation=self.explain(),
         )
 
     def explain(self) -> Explanation:
         """Which part of the prompt was known, where it first differed, and why the rest was computed."""
         at = self.known_tokens
-        differs = (
-            self.vocab.token_to_piece(int(self.prompt[at]), special=True) if at < len(self.prompt) else b""
-        )
+        differs = b""
+        if at < len(self.prompt):
+            differs = self.vocab.token_to_piece(int(self.prompt[at]), special=True)
+        usage = self.usage()
         return Explanation(
-            prompt_tokens=len(self.prompt),
-            cached_tokens=self.cached_tokens,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
             restored_tokens=self.restored_tokens,
-            computed_tokens=len(self.prompt) - self.cached_tokens,
+            computed_tokens=usage.computed_tokens,
             known_tokens=at,
             prompt_differs_at=differs.decode(errors="replace"),
             cache_differs_at=self.cache_differs_at,
             reason=self.reason,
             preempted=self.preempted,
+            recomputed_tokens=max(0, int(self.job.progress["n_computed"]) - usage.computed_tokens),
         )

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any, Self
-
-import numpy as np
-import numpy.typing as npt
+from typing import Self
 
 from llama_runner.engine.engine import Engine
-from llama_runner.engine.request import Explanation, Request
+from llama_runner.engine.request import Request
 from llama_runner.errors import InvalidArgumentError, LlamaRunnerError
-from llama_runner.params import GenerationParams
-from llama_runner.results import Chunk, Completion
+from llama_runner.results import Chunk, Completion, Explanation
 
 __all__ = ["AsyncStream", "Stream", "exhaust"]
 
@@ -69,6 +66,11 @@ class Stream(Iterator[Chunk]):
         assert chunk is not None
         return chunk
 
+    def cancel(self) -> None:
+        """End the generation within a step, without waiting for that; what has come can still be read."""
+        if not self._request.ended:
+            self._engine.cancel(self._request)
+
     def close(self) -> None:
         """End the generation where it is, within a step; closing twice is no error."""
         if self._request.ended:
@@ -106,21 +108,29 @@ class Stream(Iterator[Chunk]):
 
 
 class AsyncStream(AsyncIterator[Chunk]):
-    """A generation under way, for asyncio: ``async with`` ends it when it is left. Never blocks the event loop."""
+    """A generation under way, for asyncio: ``async with`` ends it when it is left. Never blocks the event loop.
 
-    def __init__(
-        self, engine: Engine, prompt: npt.NDArray[np.int32], params: GenerationParams, **options: Any
-    ) -> None:
-        loop = asyncio.get_running_loop()
+    ``submit`` is called with what is to be called when there is something to read, and returns the request.
+    """
+
+    def __init__(self, engine: Engine, submit: Callable[[Callable[[], None]], Request]) -> None:
         self._there = asyncio.Event()
         self._engine = engine
+        self._request = submit(waker([self._there]))
 
-        def notify() -> None:
-            # the loop may be closed by now, and then nobody listens
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._there.set)
-
-        self._request = engine.submit(prompt, params, notify=notify, wait=False, **options)[0]
+    @classmethod
+    def of_group(
+        cls, engine: Engine, submit: Callable[[Callable[[], None]], list[Request]]
+    ) -> list[AsyncStream]:
+        """A stream for each of several requests that are submitted together."""
+        events: list[asyncio.Event] = []
+        streams = []
+        for request in submit(waker(events)):
+            stream = cls.__new__(cls)
+            stream._there, stream._engine, stream._request = asyncio.Event(), engine, request
+            events.append(stream._there)
+            streams.append(stream)
+        return streams
 
     async def __anext__(self) -> Chunk:
         while not self._request.ended:
@@ -137,8 +147,21 @@ class AsyncStream(AsyncIterator[Chunk]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.cancel()
+
+    def cancel(self) -> None:
+        """End the generation within a step; returns at once."""
         if not self._request.ended:
             self._engine.cancel(self._request)
+
+    async def result(self) -> Request:
+        """Read to the end; a cancelled task ends the generation. Returns the request."""
+        try:
+            async for _ in self:
+                pass
+        finally:
+            self.cancel()
+        return self._request
 
     @property
     def completion(self) -> Completion:
@@ -146,6 +169,22 @@ class AsyncStream(AsyncIterator[Chunk]):
         if not self._request.ended:
             raise InvalidArgumentError("the stream is not finished: exhaust it first")
         return self._request.completion()
+
+
+def waker(events: list[asyncio.Event]) -> Callable[[], None]:
+    """A function for any thread that sets the events on the running event loop."""
+    loop = asyncio.get_running_loop()
+
+    def set_all() -> None:
+        for event in events:
+            event.set()
+
+    def notify() -> None:
+        # the loop may be closed by now, and then nobody listens
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(set_all)
+
+    return notify
 
 
 def exhaust(stream: Stream) -> Completion:

@@ -13,6 +13,7 @@ cdef class Context(ContextState):
     cdef object interrupt  # what a signal handler raised in the middle of a decode
     cdef int8_t encoded[256]  # which sequences the last encode() had
     cdef readonly int n_ctx, n_batch, n_ubatch
+    cdef readonly bint swa_full, kv_unified
     cdef bint causal, unified, timed
     cdef object _memory
     cdef dict _settings, _fingerprint

@@ -289,7 +289,8 @@ cdef class Context(ContextState):
         self.n_seq_max = self.facts.n_seq_max
         self.n_vocab = self.facts.n_vocab
         self.embeds = params.embeddings
-        self.unified = params.kv_unified
+        self.unified = self.kv_unified = params.kv_unified
+        self.swa_full = params.swa_full
         self.timed = not params.no_perf
         self._settings = settings(params, lr_flash_attn(self.ptr))
         lr_abort_attach(self.abort_state, self.ptr)

@@ -28,6 +28,7 @@ from llama_runner._c.engine cimport (
     lr_job_tokens,
     lr_job_wait,
     lr_job_wanted,
+    lr_job_watch,
 )
 from llama_runner._c.llama cimport llama_time_us, llama_token
 from llama_runner.core._native cimport check_process, take_string
@@ -256,13 +257,15 @@ cdef class Job:
         return ENDS[progress.end]
 
     def mark(self, at, seq_id):
-        """Before it is added: once its first ``at`` tokens are resident, ``seq_id`` gets a copy of its sequence.
+        """Before it is added, or while the loop is paused: once its first ``at`` tokens are resident, ``seq_id`` gets a copy of its sequence.
 
         For memories that cannot be cut back later. ``progress["marked"]`` says that it came to that.
         """
-        if self.running:
-            raise errors.InvalidArgumentError("the job is in a loop")
         lr_job_mark(self.ptr, check_int("at", at, 1, INT32_MAX), check_int("seq_id", seq_id, 0, 255))
+
+    def watch(self, at):
+        """Before it is added, or while the loop is paused: wake the loop's ``wait`` once ``at`` tokens are resident."""
+        lr_job_watch(self.ptr, check_int("at", at, 1, INT32_MAX))
 
     @property
     def raised(self):

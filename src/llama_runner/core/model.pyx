@@ -411,6 +411,11 @@ cdef class Model:
         return self.fact("is_hybrid")
 
     @property
+    def state_bytes(self):
+        """Bytes of recurrent state that a context keeps for each of its sequences; 0 where the memory is cells alone."""
+        return self.fact("state_bytes")
+
+    @property
     def is_diffusion(self):
         """Whether it denoises a whole text instead of continuing it. Wraps ``llama_model_is_diffusion``."""
         return self.fact("is_diffusion")

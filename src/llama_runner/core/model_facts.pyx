@@ -54,6 +54,7 @@ from llama_runner._c.llama cimport (
     llama_model_rope_type,
     llama_model_size,
 )
+from llama_runner._c.native cimport lr_rs_bytes_per_seq
 
 cdef dict ROPE_TYPES = {
     <int> LLAMA_ROPE_TYPE_NONE: "none",
@@ -111,6 +112,7 @@ cdef dict model_facts(llama_model *model, bint vocab_only):
         "has_decoder": llama_model_has_decoder(model),
         "is_recurrent": llama_model_is_recurrent(model),
         "is_hybrid": llama_model_is_hybrid(model),
+        "state_bytes": 0 if vocab_only else lr_rs_bytes_per_seq(model),
         "is_diffusion": llama_model_is_diffusion(model),
         "n_cls_out": llama_model_n_cls_out(model),
         "classifier_labels": tuple(labels),

@@ -157,7 +157,10 @@ LR_API bool lr_engine_take_out(lr_engine * engine, lr_job * job);
 // Of a job that is in no engine: where its tokens are now, and how many of them.
 LR_API void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident);
 // Once its first `at` tokens are resident, its sequence is copied to `seq_id`: for memories that cannot be cut later.
+// While it is in no engine, or that is paused.
 LR_API void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id);
+// LR_EVENT_WAKE is raised once, when its first `at` tokens are resident. While it is in no engine, or that is paused.
+LR_API void lr_job_watch(lr_job * job, int32_t at);
 // Ends it.
 LR_API void lr_job_end_now(lr_job * job, int32_t end, int32_t error, const char * why);
 // While paused: ends a job with an error of the caller's, such as LR_ERROR_NO_ROOM.

@@ -215,6 +215,12 @@ void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id) {
     job->mark_seq = seq_id;
 }
 
+void lr_job_watch(lr_job * job, int32_t at) {
+    if (job->watch_at == 0 || at < job->watch_at) {
+        job->watch_at = at;
+    }
+}
+
 int32_t lr_job_stop_index(lr_job * job) {
     std::lock_guard<std::mutex> lock(job->mutex);
     return job->progress.end == LR_END_NONE ? -1 : job->stops.stopped();

@@ -42,7 +42,7 @@ struct lr_job {
     std::vector<float>       processed;
     bool                     stalled = false;
     uint64_t                 arrival = 0;
-    int32_t                  mark_at = 0, mark_seq = 0;
+    int32_t                  mark_at = 0, mark_seq = 0, watch_at = 0;
     lr::stop_matcher         stops;
     std::vector<lr_job *>    followers;  // references held
 

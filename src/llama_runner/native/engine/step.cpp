@@ -385,6 +385,11 @@ void lr_engine::harvest(const members & those) {
             std::lock_guard<std::mutex> lock(job->mutex);
             job->progress.marked = true;
         }
+        if (job->watch_at > 0 && job->n_resident >= job->watch_at) {
+            job->watch_at = 0;
+            std::lock_guard<std::mutex> lock(mutex);
+            raise(LR_EVENT_WAKE);
+        }
         if (job->row >= 0 && job->picker != nullptr && job->n_left() == 0) {
             job->logits = llama_get_logits_ith(ctx, job->row);
             due.push_back(job);

@@ -1,0 +1,359 @@
+"""``Scheduler``: who gets into the loop, on which cells, and who gives way.
+
+Every method wants the engine's lock held; those that touch the KV memory say that they want the loop paused as well.
+"""
+
+from __future__ import annotations
+
+import time
+import numpy as np
+import numpy.typing as npt
+
+from llama_runner.core import DecodeLoop
+from llama_runner.engine.counters import Times
+from llama_runner.engine.prefix import Match, common_length
+from llama_runner.engine.request import Request
+from llama_runner.engine.residency import Residency
+
+__all__ = ["Scheduler"]
+
+Tokens = npt.NDArray[np.int32]
+UNBOUNDED_RESERVE = 256  # cells set aside for a generation without max_tokens; what is more is found when it comes to that
+WORTH_WAITING = 16  # tokens that another is about to compute for both
+WORTH_A_MARK = 16  # tokens that a checkpoint saves the next prompt that begins alike
+
+
+class Scheduler:
+    """The queue of an engine, what runs, and the admission of the one to the other: by cells that are counted."""
+
+    def __init__(
+        self,
+        loop: DecodeLoop,
+        residency: Residency,
+        quotas: dict[str, int],
+        *,
+        countless: bool,
+        max_running: int,
+    ) -> None:
+        self.loop = loop
+        self.residency = residency
+        self.memory = residency.memory
+        self.vocab = loop.context.model.vocab
+        self.n_ctx = loop.context.n_ctx
+        self.quotas = quotas
+        self.countless = countless  # a state a sequence, however long it is: cells do not count
+        self.max_running = max_running
+        self.waiting: list[Request] = []
+        self.running: dict[int, Request] = {}
+        self._ended: list[Request] = []
+        self.preemptions = self.finished = self.failed = self.cancelled = 0
+        self.queue, self.first_token, self.inter_token = Times(), Times(), Times()
+
+    # --- the queue
+
+    def push(self, request: Request) -> None:
+        """Put a request, or one that gave way, in its place: the larger priority first, then the older one."""
+        self.waiting.append(request)
+        self.waiting.sort(key=lambda other: (-other.priority, other.tag))
+
+    def next_deadline(self) -> float | None:
+        """When the first of those that wait runs out of time, by ``time.perf_counter``."""
+        return min((r.deadline for r in self.waiting if r.deadline is not None), default=None)
+
+    def expire(self) -> None:
+        """End those that wait and are cancelled, or out of time."""
+        now = time.perf_counter()
+        for request in list(self.waiting):
+            late = request.deadline is not None and request.deadline <= now
+            if not late and not any(member.cancelled for member in request.group):
+                continue
+            self.waiting.remove(request)
+            left = []
+            for member in request.group:
+                if late or member.cancelled:
+                    self.end(member, "timeout" if late else "cancelled")
+                else:
+                    left.append(member)
+            if left:
+                left[0].lead(left[1:])
+                self.push(left[0])
+
+    def end(self, request: Request, how: str, error: str | None = None, why: str = "") -> None:
+        """End a request that is not in the loop."""
+        request.job.finish(how, error, why)
+        self.note_end(request)
+
+    # --- cells
+
+    def need(self, request: Request) -> int:
+        """Cells that a request may come to hold."""
+        bounded = request.params.max_tokens is not None
+        return len(request.prompt) + (request.limit if bounded else min(request.limit, UNBOUNDED_RESERVE))
+
+    def cells_used(self) -> int:
+        """Cells that hold something; the loop is paused."""
+        return 0 if self.countless else int(self.memory.n_used)
+
+    def promised(self) -> int:
+        """Cells that running requests have not taken yet, and may."""
+        return sum(
+            max(0, self.need(request) - int(request.job.progress["n_resident"]))
+            for request in self.running.values()
+        )
+
+    def over_quota(self, request: Request) -> bool:
+        """Whether the owner's running requests leave no room for this one."""
+        quota = self.quotas.get(request.owner) if request.owner is not None else None
+        if quota is None:
+            return False
+        used = sum(self.need(other) for other in self.running.values() if other.owner == request.owner)
+        return used + self.need(request) * len(request.group) > quota
+
+    def _make_room(self, cells: int) -> bool:
+        while self.cells_used() + cells > self.n_ctx - self.promised():
+            if not self.residency.evict_one():
+                return False
+        return True
+
+    def _find_room(self, request: Request, cells: int) -> bool:
+        if self.countless or self._make_room(cells):
+            return True
+        for other in sorted(self.running.values(), key=lambda r: (r.priority, -r.tag)):
+            if other.priority >= request.priority:
+                break
+            self.preempt(other)
+            if self._make_room(cells):
+                return True
+        return False
+
+    # --- admission, while the loop is paused
+
+    def admit(self) -> None:
+        """Start what is waiting, in its order, as far as there is room."""
+        for request in list(self.waiting):
+            full = self.running and len(self.running) + len(request.group) > self.max_running
+            if full and not self._gives_way(request):
+                break
+            if self.over_quota(request) or self._shares_soon(request):
+                continue
+            self.waiting.remove(request)
+            if not self._start(request):
+                self.push(request)
+                break
+
+    def _gives_way(self, request: Request) -> bool:
+        """Of as many as may run together, whether one of a lower priority has made place for this one."""
+        last = max(self.running.values(), key=lambda r: (-r.priority, r.tag))
+        if last.priority >= request.priority:
+            return False
+        self.preempt(last)
+        return True
+
+    def _known(self, request: Request, tokens: Tokens) -> Match:
+        """What is known of a request's tokens, what running ones have read until now included."""
+        found = self.residency.tree.match(tokens, request.key)
+        best, longest = None, found.resident
+        for other in self.running.values() if self.residency.parts else ():
+            if other.key != request.key:
+                continue
+            held = int(other.job.progress["n_resident"])
+            common = common_length(other.prompt[:held], tokens)
+            if common == len(other.prompt) < held:
+                common = common_length(other.job.tokens[:held], tokens)
+            if common > longest:
+                best, longest = other, common
+        if best is None:
+            return found
+        assert best.seq_id is not None
+        self.residency.publish(best.seq_id, best.job.tokens[: int(best.job.progress["n_resident"])], request.key)
+        self._pin(best)
+        return self.residency.tree.match(tokens, request.key)
+
+    def _shares_soon(self, request: Request) -> bool:
+        """Whether another is about to read what this one begins with: it is computed once, for both."""
+        request.sharing = False
+        tokens = request.job.tokens
+        most = request.most
+        known, _ = self.residency.usable(self.residency.tree.match(tokens, request.key), most)
+        for other in self.running.values():
+            if other.key != request.key or other.priority < request.priority:
+                continue
+            held = int(other.job.progress["n_resident"])
+            common = min(common_length(other.prompt, tokens), most)
+            if common - max(held, known) < WORTH_WAITING:
+                continue
+            if not self.residency.parts and not self._mark(other, common):
+                continue
+            other.job.watch(common)
+            request.sharing = True
+            return True
+        return False
+
+    def _mark(self, request: Request, at: int) -> bool:
+        """Let a running request leave a checkpoint after ``at`` tokens; whether it does."""
+        if request.mark is not None:
+            return request.mark[0] == at
+        if self.residency.n_free == 0:
+            return False
+        seq_id = self.residency.take_seq()
+        if seq_id is None:
+            return False
+        self.residency.busy.add(seq_id)
+        request.mark = (at, seq_id)
+        request.job.mark(at, seq_id)
+        return True
+
+    def _start(self, request: Request) -> bool:
+        """Give a request its sequence and put it into the loop; False when it has to wait."""
+        tokens = request.job.tokens
+        most = len(tokens) - 1 if request.preempted else request.most
+        found = self._known(request, tokens)
+        found.node.pins += 1
+        try:
+            followers = request.followers
+            whole = max(self.need(request), len(tokens) + 1)
+            cells = whole - self.residency.usable(found, most)[1]
+            cells += (self.need(request) - len(request.prompt)) * len(followers)
+            if not self._find_room(request, cells):
+                return self._give_up(request, cells)
+            seqs = [self.residency.take_seq() for _ in followers]
+            # the pin kept the node, but it may have been cut in two meanwhile
+            found_now = self.residency.tree.match(tokens, request.key)
+            attached = None if None in seqs else self.residency.attach(found_now, most)
+            if attached is None:
+                for seq_id in seqs:
+                    if seq_id is not None:
+                        self.residency.release(seq_id)
+                return False
+        finally:
+            found.node.pins -= 1
+        request.note(self.vocab, attached.n_resident, attached.restored, found)
+        self._place(request, attached.seq_id, attached.n_resident)
+        for follower, seq_id in zip(followers, seqs, strict=True):
+            assert seq_id is not None
+            follower.note_shared(request)
+            self._place(follower, seq_id, 0)
+        self._pin(request)
+        if not self.residency.parts and found.length - attached.n_resident >= WORTH_A_MARK:
+            self._mark(request, min(found.length, most))
+        self.loop.add(request.job, [follower.job for follower in followers])
+        request.lead([])
+        return True
+
+    def _place(self, request: Request, seq_id: int, n_resident: int) -> None:
+        request.seq_id = seq_id
+        self.residency.busy.add(seq_id)
+        self.loop.place(request.job, seq_id, n_resident)
+        self.running[request.tag] = request
+        if not request.queued:
+            request.queued = True
+            self.queue.add(request.admitted - request.submitted)
+
+    def _pin(self, request: Request) -> None:
+        """What the request shares with others must not be evicted while it runs."""
+        self._unpin(request)
+        found = self.residency.tree.match(request.job.tokens, request.key)
+        request.node = found.node
+        found.node.pins += 1
+
+    def _unpin(self, request: Request) -> None:
+        if request.node is not None:
+            request.node.pins -= 1
+            request.node = None
+
+    def _give_up(self, request: Request, cells: int) -> bool:
+        """Whether a request that finds no room is to wait: True when it has been ended instead."""
+        if self.running:
+            return False
+        why = (
+            f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use and "
+            "pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
+        )
+        for member in request.group:
+            self.end(member, "error", "no_room", why)
+        return True
+
+    # --- out of the loop, while it is paused
+
+    def preempt(self, request: Request) -> None:
+        """Take a request out of the loop, its cells into the tiers; it goes on later as if nothing had been."""
+        if not self.loop.take_out(request.job):
+            return
+        del self.running[request.tag]
+        self._settle(request)
+        request.preempted += 1
+        self.preemptions += 1
+        self.push(request)
+
+    def _settle(self, request: Request) -> None:
+        """Write what the request's sequence holds into the tree, or give the sequence back."""
+        assert request.seq_id is not None
+        self._settle_mark(request)
+        seq_id, request.seq_id = request.seq_id, None
+        self.residency.busy.discard(seq_id)
+        held = int(request.job.progress["n_resident"])
+        sound = held > 0 and self.memory.seq_pos_max(seq_id) + 1 == held
+        self.residency.settle(seq_id, request.job.tokens[: held if sound else 0], request.key)
+        self._unpin(request)
+
+    def _settle_mark(self, request: Request) -> None:
+        """Make the checkpoint that a request left part of the tree, or give its sequence back."""
+        if request.mark is None:
+            return
+        (at, seq_id), request.mark = request.mark, None
+        self.residency.busy.discard(seq_id)
+        marked = bool(request.job.progress["marked"])
+        self.residency.settle(seq_id, request.job.tokens[: at if marked else 0], request.key)
+
+    def settle_marks(self) -> None:
+        """Checkpoints that running requests have left meanwhile."""
+        for request in self.running.values():
+            if request.mark is not None and request.job.progress["marked"]:
+                self._settle_mark(request)
+
+    def settle_ended(self) -> None:
+        """What has ended: into the tree, so that whoever has seen the end of it finds it there."""
+        for job in self.loop.ended():
+            request = self.running.pop(job.progress["tag"], None)
+            if request is not None:
+                self._settle(request)
+                self.note_end(request)
+
+    def relieve(self) -> None:
+        """The memory is full in the middle of generations: evict, else the last to come gives way."""
+        if not self.residency.evict_one():
+            order = sorted(self.running.values(), key=lambda r: (r.priority, -r.tag))
+            if len(order) > 1:
+                self.preempt(order[0])
+            elif order:
+                why = f"the context of {self.n_ctx} cells is full and holds nothing else that could go"
+                self.loop.fail(order[0].job, "no_room", why)
+        self.loop.unstall()
+
+    def drop(self, request: Request) -> None:
+        """After the loop has stopped: let go of a request, and keep what it held as a prefix."""
+        del self.running[request.tag]
+        self._settle(request)
+
+    # --- what is counted
+
+    def note_end(self, request: Request) -> None:
+        """Count a request that has ended, and tell whoever reads it."""
+        progress = request.job.progress
+        self.finished += 1
+        self.failed += progress["end"] == "error"
+        self.cancelled += progress["end"] == "cancelled"
+        if progress["first_us"] and request.admitted:
+            waited = request.admitted - request.submitted
+            self.first_token.add(waited + max(0, progress["first_us"] - progress["added_us"]) / 1e6)
+            if progress["n_sampled"] > 1:
+                span = (progress["last_us"] - progress["first_us"]) / 1e6
+                self.inter_token.add(span / (progress["n_sampled"] - 1))
+                self.inter_token.worst = max(self.inter_token.worst, progress["worst_gap_us"] / 1e6)
+        self._ended.append(request)
+        request.announce()
+
+    def take_ended(self) -> list[Request]:
+        """The requests that have ended since the last call."""
+        ended, self._ended = self._ended, []
+        return ended
