@@ -277,7 +277,9 @@ def test_what_is_taken_is_waited_for(paths, sizes, pools):
     with ThreadPoolExecutor(2) as threads:
         with pool.get("a") as runner:
             began = time.monotonic()
-            with pytest.raises(PoolTimeoutError, match=r"'b' in time: it takes .* were not returned") as caught:
+            with pytest.raises(
+                PoolTimeoutError, match=r"'b' in time: it takes .* were not returned"
+            ) as caught:
                 pool.preload("b", timeout=0.1)
             assert 0.1 <= time.monotonic() - began < 10
             assert isinstance(caught.value, (TimeoutError, LlamaRuntimeError))
@@ -449,7 +451,10 @@ def test_async_waits_without_blocking(paths, sizes, pools):
         slow.opened.set()
         assert await asyncio.wait_for(first, 20) == 8
         # more who wait than the loop's own threads, while the one who has it needs such a thread
-        assert await asyncio.wait_for(asyncio.gather(*(take(name) for name in ("slow", "b") * 20)), 60) == [8] * 40
+        assert (
+            await asyncio.wait_for(asyncio.gather(*(take(name) for name in ("slow", "b") * 20)), 60)
+            == [8] * 40
+        )
 
     asyncio.run(main())
     assert waiting(pool) == 0
@@ -491,7 +496,7 @@ def test_close_ends_what_is_out_and_who_waits(paths, sizes, pools):
         pool.close()
     assert pool.closed
     assert repr(pool) == "<RunnerPool closed>"
-    for call in (lambda: pool.get("a"), lambda: pool.preload("a"), lambda: pool.__enter__()):
+    for call in (lambda: pool.get("a"), lambda: pool.preload("a"), pool.__enter__):
         with pytest.raises(ClosedError):
             call()
     assert pool.memory_used == 0

@@ -56,6 +56,7 @@ class WorkerProcess:
         self.ready = False
         self.exit_code: int | None = None  # as subprocess has it: a signal is negative
         self._dead = False
+        self._broken: Exception | None = None  # why nothing more is read from it
         self._asked_to_end = False
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
@@ -64,11 +65,14 @@ class WorkerProcess:
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._start = Call()
         self._parent = os.getpid()
+        load = wire.encode(
+            ("load", self._parent, model, options)
+        )  # may fail, and then nothing is to be ended
         self._popen = self._spawn(name)
         self.pid = self._popen.pid
         _processes.add(self)
         self._calls[0] = self._start
-        self._outbox.put(wire.encode(("load", os.getpid(), model, options)))
+        self._outbox.put(load)
         self._threads = [
             threading.Thread(target=target, name=f"llama-runner-worker-{name}", daemon=True)
             for target in (self._read, self._write)
@@ -131,7 +135,10 @@ class WorkerProcess:
     @property
     def fate(self) -> str:
         """How it ended, for a message."""
-        return f"the worker process of {self.name!r} (pid {self.pid}) {told_exit(self.exit_code)}"
+        end = told_exit(self.exit_code)
+        if self._broken is not None:
+            end = f"sent what cannot be read ({self._broken}), and was killed"
+        return f"the worker process of {self.name!r} (pid {self.pid}) {end}"
 
     def death(self) -> LlamaRunnerError:
         """The error for a call that the worker's end ended, or came after."""
@@ -160,9 +167,11 @@ class WorkerProcess:
             if wire.skip_to_hello(pipe):
                 while (data := wire.read_frame(pipe)) is not None:
                     self._deliver(wire.decode(data))
-        finally:
-            self._bury()
-            pipe.close()
+        except Exception as error:  # nothing that it says can be trusted from here on
+            self._broken = error
+            self._popen.kill()
+        self._bury()
+        pipe.close()
 
     def _deliver(self, message: Message) -> None:
         call_id, kind = message[:2]

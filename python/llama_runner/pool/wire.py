@@ -62,7 +62,9 @@ def portable_error(error: BaseException) -> BaseException:
     """An error that arrives as what it is: the same class, with the same attributes, or else one that tells of it."""
     try:
         arrived = pickle.loads(pickle.dumps(error))
-        if type(arrived) is type(error) and str(arrived) == str(error):
+        # what is defined in the program of one side, the other does not have
+        known = type(error).__module__ != "__main__"
+        if known and type(arrived) is type(error) and str(arrived) == str(error):
             if not isinstance(
                 error, LlamaRunnerError
             ):  # nothing raised on purpose: where it was is what helps

@@ -14,6 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from llama_runner.errors import InvalidArgumentError, LlamaRuntimeError
 from llama_runner.pool import wire
 
 if TYPE_CHECKING:
@@ -113,6 +114,10 @@ class Worker:
         try:
             answer = getattr(self, f"do_{kind}")(call_id, running, *content)
             self.send(call_id, *answer)
+        except Cancelled:  # nobody waits for this
+            self.send(
+                call_id, "error", LlamaRuntimeError("the call was cancelled before it had generated anything")
+            )
         except BaseException as error:
             self.send(call_id, "error", wire.portable_error(error))
         finally:
@@ -170,7 +175,6 @@ class Worker:
         import numpy as np
 
         from llama_runner.core.vocab import as_tokens
-        from llama_runner.errors import InvalidArgumentError
 
         assert self.runner is not None
         vocab = self.runner.model.vocab
