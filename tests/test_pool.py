@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import shutil
 import threading
 import time
@@ -282,7 +283,7 @@ def test_what_is_taken_is_waited_for(paths, sizes, pools):
             ) as caught:
                 pool.preload("b", timeout=0.1)
             assert 0.1 <= time.monotonic() - began < 10
-            assert isinstance(caught.value, (TimeoutError, LlamaRuntimeError))
+            assert isinstance(caught.value, TimeoutError) and isinstance(caught.value, LlamaRuntimeError)
             others = [threads.submit(pool.preload, name) for name in ("b", "c")]
             wait_until(lambda: waiting(pool) == 2)
             assert runner.generate("hello", **SHORT).tokens.size == 8
@@ -294,6 +295,43 @@ def test_what_is_taken_is_waited_for(paths, sizes, pools):
     with pytest.raises(ClosedError):
         runner.generate("hello")
     assert len(loaded(pool)) == 1
+
+
+def test_never_more_than_the_budget_whoever_comes(paths, sizes, pools):
+    models = {**paths, "a2": {"model": paths["a"], "copies": 2}, "b2": {"model": paths["b"], "n_ctx": 512}}
+    budget = sizes["a"] + sizes["c"]
+    pools.append(pool := RunnerPool(models, memory_budget=budget, **SIZES))
+    with LlamaRunner(paths["a"], **SIZES) as alone:
+        expected = alone.generate("hello", **SHORT).text
+    over, ended = [], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.0005):
+            used = pool.memory_used
+            if used > budget:
+                over.append(used)
+
+    def work(seed: int) -> int:
+        draw, done = random.Random(seed), 0
+        for _ in range(25):
+            name = draw.choice(sorted(models))
+            with pool.get(name, exclusive=draw.random() < 0.3, timeout=30) as runner:
+                text = runner.generate("hello", **SHORT).text
+                assert (text == expected) == (name in ("a", "a2"))
+                done += 1
+        return done
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(work, range(3))) == [25] * 3
+    finally:
+        ended.set()
+        watcher.join()
+    assert over == []
+    assert sum(info.checkouts for info in pool.info()) == 0
+    assert pool.memory_used == really_used(pool) <= budget
 
 
 def test_what_is_pinned_stays(paths, sizes, pools):

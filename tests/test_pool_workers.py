@@ -220,7 +220,7 @@ def test_threads_share_one_worker(tiny_worker, tiny_here):
         stream.close()
         assert stream.completion.finish_reason == "cancelled"
     with pytest.raises(ContextOverflowError):
-        tiny_worker.generate_many([PARIS, "word " * 9000], max_tokens=500, **GREEDY)
+        tiny_worker.generate_many([PARIS, "word " * 20_000], max_tokens=500, **GREEDY)
     wait_until(lambda: not tiny_worker._process._calls)
 
 
@@ -265,7 +265,7 @@ def test_asyncio(tiny_worker, tiny_here):
         assert "".join(chunk.text for chunk in chunks) == expected[0]
         assert chunks[-1].finish_reason == "length"
         with pytest.raises(ContextOverflowError):
-            await tiny_worker.agenerate("word " * 9000)
+            await tiny_worker.agenerate("word " * 20_000)
         with pytest.raises(UnknownParameterError, match="max_tokens"):
             await tiny_worker.agenerate("word", max_tokns=3)
         task = asyncio.create_task(tiny_worker.agenerate("Once", max_tokens=100_000, **GREEDY))

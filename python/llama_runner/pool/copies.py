@@ -69,6 +69,8 @@ class Copy:
     index: int
     measured: Measured
     state: State = State.LOADING
+    begun: bool = False
+    """Whether what had to be closed for it is gone. Before that its memory is promised, and not used."""
     runner: Runner | None = None
     checkouts: int = 0
     exclusive: bool = False

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from llama_runner.core import Model
-from llama_runner.errors import ClosedError
+from llama_runner.errors import ClosedError, ContextBusyError
 from llama_runner.pool.copies import Copy, Runner
 from llama_runner.pool.worker_runner import WorkerRunner
 from llama_runner.runner import MODEL_OPTIONS, LlamaRunner
@@ -85,5 +85,8 @@ class Loader:
             with self._lock:
                 shared = any(other is not copy and other.measured.key == key for other in self._copies())
             if not shared and weights.model is not None:
-                weights.model.close()
-                weights.model = None
+                model, weights.model = weights.model, None
+                try:
+                    model.close()
+                except ContextBusyError:
+                    pass  # someone has kept its vocabulary: it is freed when they let go

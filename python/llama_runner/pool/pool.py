@@ -18,6 +18,7 @@ from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
     InvalidArgumentError,
+    LlamaRunnerError,
     OutOfMemoryError,
     PoolTimeoutError,
 )
@@ -169,13 +170,19 @@ class RunnerPool:
         entry = self._entry(name)
         with self._lock:
             idle = [copy for copy in entry.copies if copy.idle]
+        closed = 0
+        try:
             for copy in idle:
-                copy.state = State.CLOSING
-        for copy in idle:
-            self._shut(copy)
-        with self._lock:
-            self._advance()
-        return len(idle)
+                with self._lock:
+                    if not copy.idle:
+                        continue  # taken meanwhile
+                    copy.state = State.CLOSING
+                self._shut(copy)
+                closed += 1
+        finally:
+            with self._lock:
+                self._advance()
+        return closed
 
     def info(self) -> tuple[PooledModel, ...]:
         """Each name and what is loaded of it, in the order in which they were given."""
@@ -184,8 +191,9 @@ class RunnerPool:
         with self._lock:
             before: list[Copy] = []
             for entry in self._entries.values():
-                size = bytes_of([*before, *entry.copies]) - bytes_of(before)
-                before += entry.copies
+                using = [copy for copy in entry.copies if copy.begun]
+                size = bytes_of([*before, *using]) - bytes_of(before)
+                before += using
                 loaded = [copy for copy in entry.copies if copy.runner is not None]
                 restarts = sum(c.runner.restarts for c in loaded if isinstance(c.runner, WorkerRunner))
                 found.append(
@@ -209,7 +217,7 @@ class RunnerPool:
         """Bytes of everything that is loaded, or being loaded, as the budget counts them."""
         self._check_process()
         with self._lock:
-            return bytes_of(self._copies())
+            return bytes_of(copy for copy in self._copies() if copy.begun)
 
     # --- tickets
 
@@ -437,6 +445,8 @@ class RunnerPool:
         try:
             for other in evicted:
                 self._shut(other)
+            with self._lock:
+                copy.begun = True
             runner = self._loader.open(copy)
         except BaseException as error:
             problem = error
@@ -486,7 +496,10 @@ class RunnerPool:
             entry.measured = None
 
     def _retire(self, copy: Copy) -> None:
-        self._shut(copy)
+        try:
+            self._shut(copy)
+        except LlamaRunnerError:
+            return  # someone is inside of it still: when the books are looked at next, it is tried again
         with self._lock:
             self._advance()
 
