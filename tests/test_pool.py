@@ -30,6 +30,8 @@ from llama_runner.errors import (
     PoolTimeoutError,
     UnknownParameterError,
 )
+from llama_runner.pool.copies import Copy, Entry, State, bytes_of, room_for
+from llama_runner.pool.spec import Measured
 
 SIZES = {"n_ctx": 256, "n_seq_max": 4, "n_threads": 1, "n_batch": 64}
 SHORT = {"max_tokens": 8, "temperature": 0, "seed": 1, "ignore_eos": True}
@@ -142,7 +144,7 @@ def test_by_a_short_name(smollm2, pools):
 def test_many_threads_load_once_and_share(paths, pools):
     gate = Gate(paths["a"])
     gate.opened.set()
-    pools.append(pool := RunnerPool({"a": gate}, **SIZES))
+    pools.append(pool := RunnerPool({"a": gate}, **{**SIZES, "n_seq_max": 8}))
 
     def work(n: int) -> tuple[int, str]:
         with pool.get("a") as runner:
@@ -271,6 +273,27 @@ def test_nothing_is_closed_in_vain(paths, sizes, tiny_model, pools):
     with pool.get("big"), pytest.raises(PoolTimeoutError, match="'other' in time"):
         pool.preload("other", timeout=0.1)
     assert loaded(pool) == {"little": 1, "big": 1}
+
+
+def test_what_is_being_closed_is_there_until_it_is_gone():
+    def copy(size: int, state: State, last_use: int = 0) -> Copy:
+        made = Copy(Entry(None), 0, Measured("", None, 256, 4, size, 0), state)
+        made.last_use = last_use
+        return made
+
+    going, coming, new = copy(6, State.CLOSING), copy(6, State.LOADING), copy(4, State.LOADING)
+    assert bytes_of([going, coming, new]) == 16
+    assert room_for(new, [going, coming], 15, False) is None  # later, once ``going`` is gone
+    assert room_for(new, [coming], 15, False) == []
+    old, young = copy(5, State.READY, 1), copy(5, State.READY, 2)
+    assert room_for(new, [young, old, going, coming], 15, False) is None
+    assert room_for(new, [young, old, coming], 15, False) == [old]
+    assert room_for(new, [young, old, coming], 15, True) is None
+    assert room_for(new, [young, old, coming], 10, False) == [old, young]
+    old.checkouts = 1
+    assert room_for(new, [young, old, coming], 15, False) == [young]
+    young.entry.pinned = True
+    assert room_for(new, [young, old, coming], 15, False) is None
 
 
 def test_what_is_taken_is_waited_for(paths, sizes, pools):

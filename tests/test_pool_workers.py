@@ -243,6 +243,9 @@ def test_prefill_is_reported_and_what_it_raises_ends_it(tiny_worker):
 
 
 def test_the_context(tiny_worker):
+    assert os.getpgid(tiny_worker.pid) != os.getpgid(
+        0
+    )  # a terminal's Ctrl-C is not for it, even while it starts
     info = tiny_worker.get_context_info()
     assert (info.n_ctx, info.used, info.n_seq_max) == (16384, 0, 8)
     tiny_worker.generate_stateful("hello world", 8, **GREEDY)
@@ -455,18 +458,36 @@ def test_nothing_is_printed(tiny):
     assert child.communicate(timeout=30) == ("done\n", "")
 
 
-def test_what_a_site_prints_first_is_no_message(tiny, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("print('a greeting that nobody asked for')\n")
+def test_what_else_is_printed_there_is_no_message(tiny, tmp_path):
+    site = """
+        import os, sys, threading, time
+        print("a greeting that nobody asked for")
+        def speak():
+            for _ in range(500):  # until the pipe is not its standard output any more
+                time.sleep(0.01)
+                if os.path.sameopenfile(1, 2):
+                    break
+            os.write(1, b"native code has something to say\\n")
+        if "llama_runner.pool.worker" in sys.orig_argv:
+            threading.Thread(target=speak, daemon=True).start()
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(site))
     script = """
-        import sys
+        import sys, time
         from llama_runner import WorkerRunner
         with WorkerRunner(sys.argv[1], n_ctx=256, n_threads=1) as worker:
-            print(worker.generate("hello", max_tokens=4, ignore_eos=True).tokens.size)
+            for pause in (0.2, 0):
+                print(worker.generate("hello", max_tokens=4, ignore_eos=True).tokens.size)
+                time.sleep(pause)
+            print(worker.restarts)
     """
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     child = start(script, tiny, env={**os.environ, "PYTHONPATH": path})
     out, err = child.communicate(timeout=30)
-    assert (out, err) == ("a greeting that nobody asked for\n4\n", "")
+    assert out == "a greeting that nobody asked for\n4\n4\n0\n"
+    assert (
+        err == "native code has something to say\n"
+    )  # where errors go, and no part of what is said to the parent
 
 
 def test_nothing_leaks(tiny):
@@ -491,8 +512,7 @@ def test_nothing_leaks(tiny):
     once()
     wait_until(lambda: not [t for t in threading.enumerate() if "llama-runner-worker-tiny" in t.name])
     before, parented, threads = descriptors(), children(), threading.active_count()
-    for _ in range(2):
-        once()
+    once()
     wait_until(lambda: threading.active_count() <= threads)
     assert descriptors() == before
     assert children() == parented
