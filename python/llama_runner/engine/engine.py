@@ -269,6 +269,11 @@ class Engine:
         with self._lock:
             if instead_of is not None:
                 instead_of.pins -= 1
+            if len(tokens) == 0:
+                return None
+            if not self._closed:
+                with self._paused():
+                    pass
             tree = self.residency.tree
             found = tree.match(tokens, key)
             if found.length == 0:
@@ -283,6 +288,7 @@ class Engine:
     def _paused(self) -> Iterator[Context]:
         self.loop.pause()
         try:
+            self.scheduler.settle_ended()  # what has ended is a prefix by now, whoever looks
             yield self.context
         finally:
             self.loop.resume()
@@ -330,7 +336,6 @@ class Engine:
         new = self._take_inbox()
         if new or events & {"ended", "room"} or ("wake" in events and scheduler.waiting):
             with self._paused():
-                self.scheduler.settle_ended()
                 scheduler.settle_marks()
                 if "room" in events:
                     scheduler.relieve()
@@ -421,7 +426,6 @@ class Engine:
     def clear(self) -> None:
         """Forget every prefix that no request uses and nothing pins, in every tier."""
         with self.paused():
-            self.scheduler.settle_ended()
             self.residency.clear()
 
     def _check_open(self) -> None:

@@ -11,7 +11,7 @@ from llama_runner import runner as facade
 from llama_runner._check import check_bool, check_int, check_name
 from llama_runner.core import Model, estimate_memory
 from llama_runner.errors import ArgumentTypeError, InvalidArgumentError, unknown_name
-from llama_runner.runner import CONTEXT_OPTIONS, DEFAULT_N_CTX, MODEL_OPTIONS
+from llama_runner.runner import CONTEXT_OPTIONS, DEFAULT_N_CTX, DEFAULT_N_SEQ_MAX, MODEL_OPTIONS
 
 __all__ = ["Measured", "ModelSpec"]
 
@@ -101,7 +101,7 @@ class ModelSpec:
         if n_seq_max is None:
             with Model(path, vocab_only=True) as model:
                 countless = model.is_recurrent or model.is_hybrid
-            n_seq_max = 4 if countless else max(2, min(64, n_ctx))
+            n_seq_max = 4 if countless else max(2, min(DEFAULT_N_SEQ_MAX, n_ctx))
         estimate = estimate_memory(path, **options, n_ctx=n_ctx, n_seq_max=n_seq_max)
         key = None
         if not self.worker:
