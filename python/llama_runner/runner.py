@@ -47,6 +47,7 @@ DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gig
 
 CONTEXT_OPTIONS = frozenset(
     {
+        "embeddings",
         "flash_attn",
         "n_batch",
         "n_threads",
@@ -54,6 +55,7 @@ CONTEXT_OPTIONS = frozenset(
         "n_ubatch",
         "offload_kqv",
         "op_offload",
+        "pooling",
         "rope_freq_base",
         "rope_freq_scale",
         "swa_full",

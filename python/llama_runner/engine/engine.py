@@ -82,6 +82,9 @@ class Engine:
         self.max_waiting = check_int("max_waiting", max_waiting, 1, 2**31 - 1)
         running = context.n_seq_max - 1 if max_running is None else max_running
         check_int("max_running", running, 1, context.n_seq_max - 1)
+        limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
+        check_float("slice_seconds", slice_seconds, 0.001, 100)
+        check_float("pace", pace, 1, 1000)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
         # a window that is held in full can be shared and cut like any other
@@ -106,7 +109,6 @@ class Engine:
         self._set_numbers = itertools.count(1)
         self._processors: dict[int, int] = {}  # how many requests use each
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
-        limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
         self.scheduler = Scheduler(
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )

@@ -87,8 +87,10 @@ class Scheduler:
 
     def need(self, request: Request) -> int:
         """Cells that a request may come to hold."""
-        limit = request.limit if self.bounded(request) else min(request.limit, UNBOUNDED_RESERVE)
-        return len(request.prompt) + limit
+        whole = len(request.prompt) + request.limit
+        if self.bounded(request):
+            return whole
+        return min(whole, int(request.job.progress["n_tokens"]) + UNBOUNDED_RESERVE)
 
     def bounded(self, request: Request) -> bool:
         """Whether it said how many tokens it wants, and not just as many as the context holds."""
@@ -142,7 +144,13 @@ class Scheduler:
             if self.over_quota(request) or self._shares_soon(request):
                 continue
             self.waiting.remove(request)
-            if not self._start(request):
+            try:
+                started = self._start(request)
+            except BaseException as error:  # nobody else knows of the request now
+                for member in request.group:
+                    self.end(member, "error", "decode", f"{type(error).__name__}: {error}")
+                raise
+            if not started:
                 self.push(request)
                 break
 
@@ -208,6 +216,17 @@ class Scheduler:
         request.job.mark(at, seq_id)
         return True
 
+    def _mark_where_others_left(self, request: Request, known: int, held: int) -> None:
+        """Leave a checkpoint where this prompt goes another way than a known one: a third may come."""
+        others = [
+            common_length(other.prompt, request.prompt)
+            for other in self.running.values()
+            if other is not request and other.key == request.key and other.leader is not request
+        ]
+        at = min(max([known, *others]), request.most)
+        if at - held >= WORTH_A_MARK:
+            self._mark(request, at)
+
     def _start(self, request: Request) -> bool:
         """Give a request its sequence and put it into the loop; False when it has to wait."""
         tokens = request.job.tokens
@@ -216,8 +235,7 @@ class Scheduler:
         found.node.pins += 1
         try:
             followers = request.followers
-            whole = max(self.need(request), len(tokens) + 1)
-            cells = whole - self.residency.usable(found, most)[1]
+            cells = self.need(request) - self.residency.usable(found, most)[1]
             cells += (self.need(request) - len(request.prompt)) * len(followers)
             if not self._find_room(request, cells):
                 return self._give_up(request, cells)
@@ -239,8 +257,8 @@ class Scheduler:
             follower.note_shared(request)
             self._place(follower, seq_id, 0)
         self._pin(request)
-        if not self.residency.parts and found.length - attached.n_resident >= WORTH_A_MARK:
-            self._mark(request, min(found.length, most))
+        if not self.residency.parts:
+            self._mark_where_others_left(request, found.length, attached.n_resident)
         self.loop.add(request.job, [follower.job for follower in followers])
         request.lead([])
         return True

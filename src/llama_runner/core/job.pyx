@@ -229,6 +229,8 @@ cdef class Job:
                     ])
                     for i in range(out.n_tokens)
                 ]
+            if out.end != 0:
+                self.end()  # the loop's thread has no use for the chain any more
             return out.text[:out.text_size], tokens, scores, ENDS[out.end]
         finally:
             free(out.text)
