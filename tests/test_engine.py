@@ -168,12 +168,19 @@ def test_a_logits_processor_is_called_once_a_step_for_all(runner: LlamaRunner) -
         changed[:, 311] = 5.0
         return changed
 
-    assert runner.generate(prompt(4), max_tokens=3, logits_processor=other, **GREEDY).tokens.tolist() == [311] * 3
+    assert (
+        runner.generate(prompt(4), max_tokens=3, logits_processor=other, **GREEDY).tokens.tolist()
+        == [311] * 3
+    )
 
 
 @pytest.mark.parametrize(
     ("made", "message"),
-    [("text", "returned 'text'"), (np.zeros(3, np.float32), "shape"), (np.zeros((1, 548), int), "float array")],
+    [
+        ("text", "returned 'text'"),
+        (np.zeros(3, np.float32), "shape"),
+        (np.zeros((1, 548), int), "float array"),
+    ],
 )
 def test_a_processor_that_returns_nonsense_costs_its_own_request(
     runner: LlamaRunner, made: Any, message: str
@@ -196,23 +203,24 @@ def test_each_request_has_its_own_adapters(runner: LlamaRunner, path: Path, tmp_
     alone = []
     for adapters in variants:
         with make(path) as fresh:  # the adapters are of the other model: load them again
-            again = {
-                LoraAdapter(fresh.model, a.path): scale
-                for a, scale in dict(adapters or {}).items()
-            }
+            again = {LoraAdapter(fresh.model, a.path): scale for a, scale in dict(adapters or {}).items()}
             alone.append(fresh.generate(given, max_tokens=12, adapters=again, **GREEDY).tokens.tolist())
             fresh_adapters = list(again)
         for one in fresh_adapters:
             one.close()
     assert len({tuple(tokens) for tokens in alone}) == len(variants)
     streams = [
-        runner.stream(given, max_tokens=12, adapters=adapters, **GREEDY) for adapters in variants for _ in range(2)
+        runner.stream(given, max_tokens=12, adapters=adapters, **GREEDY)
+        for adapters in variants
+        for _ in range(2)
     ]
     together = [[t for chunk in stream for t in chunk.tokens] for stream in streams]
     assert together == [tokens for tokens in alone for _ in range(2)]
     assert runner.counters.loop["adapter_switches"] > 3
     # what was computed with one is no prefix for another
-    cached = [runner.generate(given, max_tokens=1, adapters=a, **GREEDY).usage.cached_tokens for a in variants]
+    cached = [
+        runner.generate(given, max_tokens=1, adapters=a, **GREEDY).usage.cached_tokens for a in variants
+    ]
     assert cached == [39] * 4
     assert runner.generate(given, max_tokens=1, adapters={adapter: 0.25}, **GREEDY).usage.cached_tokens == 0
     with pytest.raises(InvalidArgumentError, match="twice"):

@@ -93,7 +93,9 @@ class Request:
         # --- the engine's, under its lock
         self.seq_id: int | None = None
         self.node: Node | None = None  # pinned while this runs: the part of its tokens that the tree knows
-        self.mark: tuple[int, int] | None = None  # a checkpoint to be: after how many tokens, in which sequence
+        self.mark: tuple[int, int] | None = (
+            None  # a checkpoint to be: after how many tokens, in which sequence
+        )
         self.followers: list[Request] = []  # those that share its prompt, and sample from the same logits
         self.leader: Request | None = None  # of which it is a follower
         self.sharing = False  # waits for another that reads the same

@@ -6,6 +6,7 @@ Every method wants the engine's lock held; those that touch the KV memory say th
 from __future__ import annotations
 
 import time
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,7 +19,9 @@ from llama_runner.engine.residency import Residency
 __all__ = ["Scheduler"]
 
 Tokens = npt.NDArray[np.int32]
-UNBOUNDED_RESERVE = 256  # cells set aside for a generation without max_tokens; what is more is found when it comes to that
+# cells set aside for a generation without max_tokens, always that many ahead of it: what is more is found when it comes
+# to that, or another gives way
+UNBOUNDED_RESERVE = 256
 WORTH_WAITING = 16  # tokens that another is about to compute for both
 WORTH_A_MARK = 16  # tokens that a checkpoint saves the next prompt that begins alike
 
@@ -178,7 +181,9 @@ class Scheduler:
         if best is None:
             return found
         assert best.seq_id is not None
-        self.residency.publish(best.seq_id, best.job.tokens[: int(best.job.progress["n_resident"])], request.key)
+        self.residency.publish(
+            best.seq_id, best.job.tokens[: int(best.job.progress["n_resident"])], request.key
+        )
         self._pin(best)
         return self.residency.tree.match(tokens, request.key)
 
@@ -289,8 +294,8 @@ class Scheduler:
         if self.running:
             return False
         why = (
-            f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use and "
-            "pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
+            f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use "
+            "and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
         )
         for member in request.group:
             self.end(member, "error", "no_room", why)
