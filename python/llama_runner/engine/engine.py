@@ -87,8 +87,8 @@ class Engine:
         check_float("pace", pace, 1, 1000)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
-        # a window that is held in full can be shared and cut like any other
-        parts = kind == "attention" or (kind == "sliding-window" and context.swa_full)
+        # a window loses positions that it has left behind even where there is room for all of them (swa_full)
+        parts = kind == "attention"
         self.residency = Residency(
             context,
             parts=parts,
@@ -113,6 +113,7 @@ class Engine:
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
         self._closed = False
+        self._done = threading.Event()  # closing is over
         self._manager = threading.Thread(target=self._manage, name="llama-runner-engine", daemon=True)
         self._manager.start()
 
@@ -453,13 +454,21 @@ class Engine:
         With a ``disk_cache``, what is cached is written there first.
         """
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            first, self._closed = not self._closed, True
             waiting, self.scheduler.waiting = self.scheduler.waiting, []
             with self._inbox_lock:
                 waiting += self._inbox
                 self._inbox.clear()
+        if not first:  # another thread is at it
+            if threading.current_thread() is not self._manager:
+                self._done.wait()
+            return
+        try:
+            self._close(waiting)
+        finally:
+            self._done.set()
+
+    def _close(self, waiting: list[Request]) -> None:
         self.loop.close()
         for request in waiting:
             for member in request.group:

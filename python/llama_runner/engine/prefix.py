@@ -149,7 +149,7 @@ class PrefixCache:
         return upper
 
     def insert(self, tokens: Tokens, key: Hashable = None) -> Node:
-        """The node that ends where ``tokens`` do, made where it is missing: a new one is not resident and not stored."""
+        """The node that ends where ``tokens`` do, made where it is missing; not resident then, nor stored."""
         found = self.match(tokens, key)
         node = found.node
         if found.inside < len(node.tokens):

@@ -15,6 +15,7 @@ from llama_runner.engine.counters import Times
 from llama_runner.engine.prefix import Match, common_length
 from llama_runner.engine.request import Request
 from llama_runner.engine.residency import Residency
+from llama_runner.errors import LlamaRunnerError
 
 __all__ = ["Scheduler"]
 
@@ -152,6 +153,8 @@ class Scheduler:
             except BaseException as error:  # nobody else knows of the request now
                 for member in request.group:
                     self.end(member, "error", "decode", f"{type(error).__name__}: {error}")
+                if isinstance(error, LlamaRunnerError):
+                    continue
                 raise
             if not started:
                 self.push(request)
