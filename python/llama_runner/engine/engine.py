@@ -94,7 +94,7 @@ class Engine:
             parts=parts,
             can_save=bool(able["known"]),
             host_bytes=check_int("host_cache_bytes", host_cache_bytes, 0, 2**62),
-            disk=None if disk_cache is None else Path(disk_cache),
+            disk=None if disk_cache is None else Path(disk_cache).expanduser(),
             disk_bytes=check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62),
             fingerprint=json.dumps(context.fingerprint, sort_keys=True),
         )
