@@ -1,10 +1,10 @@
 """A request's greedy tokens alone are its tokens among 31 others.
 
 A row of a larger batch is summed in another order, which moves the logits of the tiny models by some 1e-3. With a
-quantized model, llama.cpp's own decode of a short prompt among 29 others differs from that of the prompt alone by up to 0.7
-in the log-probabilities of the best tokens, since other kernels multiply a few rows than many. Where the best two tokens
-are nearer than the tolerance the choice may differ: such places are counted and printed, and everything before them must be
-the same.
+quantized model, llama.cpp's own decode of a short prompt among 29 others differs from that of the prompt alone by up to
+0.7 in the log-probabilities of the best tokens, since other kernels multiply a few rows than many. Where the best two
+tokens are nearer than the tolerance the choice may differ: such places are counted and printed, and everything before
+them must be the same.
 """
 
 from __future__ import annotations
