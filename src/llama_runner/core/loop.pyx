@@ -263,7 +263,7 @@ cdef class DecodeLoop:
             raise errors.InvalidArgumentError("the job is in a loop")
         lr_job_place(
             job.ptr, check_int("seq_id", seq_id, 0, self.context.n_seq_max - 1),
-            check_int("n_resident", n_resident, 0, job.progress["n_tokens"] - 1),
+            check_int("n_resident", n_resident, 0, job.progress["n_tokens"] - (job.chain is not None)),
         )
 
     def fail(self, Job job not None, error, why):
