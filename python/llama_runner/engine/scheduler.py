@@ -276,14 +276,18 @@ class Scheduler:
     # --- out of the loop, while it is paused
 
     def preempt(self, request: Request) -> None:
-        """Take a request out of the loop, its cells into the tiers; it goes on later as if nothing had been."""
-        if not self.loop.take_out(request.job):
-            return
-        del self.running[request.tag]
-        self._settle(request)
-        request.preempted += 1
-        self.preemptions += 1
-        self.push(request)
+        """Take a request out of the loop, its cells into the tiers; it goes on later as if nothing had been.
+
+        Those that wait for it to read their prompt come along; one of these alone loses the others.
+        """
+        taken = [self.running.pop(job.progress["tag"]) for job in self.loop.take_out(request.job)]
+        for member in taken:
+            self._settle(member)
+            member.preempted += 1
+            self.preemptions += 1
+        if taken:
+            request.lead(taken[1:])
+            self.push(request)
 
     def _settle(self, request: Request) -> None:
         """Write what the request's sequence holds into the tree, or give the sequence back."""

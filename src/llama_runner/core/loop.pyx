@@ -249,13 +249,16 @@ cdef class DecodeLoop:
         lr_engine_add(self.ptr, job.ptr)
 
     def take_out(self, Job job not None):
-        """While paused: take a job out where it stands; False when it has ended meanwhile."""
-        cdef bint found
-        found = lr_engine_take_out(self.ptr, job.ptr)
-        if found:
-            self.jobs.pop(job.progress["tag"], None)
-            job.end()
-        return found
+        """While paused: take a job out where it stands, and the followers that still wait for its tokens to be fed.
+
+        Returns those that were taken out, ``job`` first: none when it has ended meanwhile. A mark it has not come to is gone.
+        """
+        cdef uint64_t tags[256]
+        cdef int32_t n = lr_engine_take_out(self.ptr, job.ptr, tags), i
+        taken = [self.jobs.pop(tags[i]) for i in range(n)]
+        for member in taken:
+            (<Job> member).end()
+        return taken
 
     def place(self, Job job not None, seq_id, n_resident):
         """Say where the tokens of a job that was taken out are now, before it is added again."""

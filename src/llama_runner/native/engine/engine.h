@@ -152,8 +152,10 @@ LR_API void lr_engine_add(lr_engine * engine, lr_job * job);
 // Adds a job whose tokens are those of `leader`, a job not fed yet: where the leader has been fed, its sequence is copied to
 // the follower's, and both sample from the same logits. Before the leader is added.
 LR_API void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job);
-// While paused: takes a job out where it stands, to be placed and added again later. False when it has ended meanwhile.
-LR_API bool lr_engine_take_out(lr_engine * engine, lr_job * job);
+// While paused: takes a job out where it stands, to be placed and added again later, with the followers that still wait for
+// it; what it was to mark and to watch is forgotten. Writes their tags, its own first, and returns how many, of at most 256; 0
+// when it has ended meanwhile.
+LR_API int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags);
 // Of a job that is in no engine: where its tokens are now, and how many of them.
 LR_API void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident);
 // Once its first `at` tokens are resident, its sequence is copied to `seq_id`: for memories that cannot be cut later.

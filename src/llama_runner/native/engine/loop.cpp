@@ -242,18 +242,37 @@ void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job) {
     leader->followers.push_back(job);
 }
 
-bool lr_engine_take_out(lr_engine * engine, lr_job * job) {
+int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags) {
     std::lock_guard<std::mutex> lock(engine->mutex);
+    const auto taken = [&](std::vector<lr_job *> & list) {
+        const auto found = std::find(list.begin(), list.end(), job);
+        if (found == list.end()) {
+            return 0;
+        }
+        list.erase(found);
+        int32_t n = 0;
+        tags[n++] = job->tag;
+        for (lr_job * follower : job->followers) {
+            tags[n++] = follower->tag;
+            follower->drop();
+        }
+        job->followers.clear();
+        job->mark_at = job->watch_at = 0;
+        job->drop();
+        return n;
+    };
     for (auto * list : {&engine->jobs, &engine->inbox}) {
-        const auto found = std::find(list->begin(), list->end(), job);
-        if (found != list->end()) {
-            list->erase(found);
+        if (const int32_t n = taken(*list)) {
             engine->counters.n_jobs = (int32_t) engine->jobs.size();
-            job->drop();
-            return true;
+            return n;
+        }
+        for (lr_job * leader : *list) {
+            if (const int32_t n = taken(leader->followers)) {
+                return n;
+            }
         }
     }
-    return false;
+    return 0;
 }
 
 void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident) {
