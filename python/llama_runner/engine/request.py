@@ -153,6 +153,12 @@ class Request:
         self.known_tokens = len(self.prompt)
         self.reason = "it shares the prompt of another that was sampled with it"
 
+    def note_preempted(self) -> None:
+        """What it has not read until now was cached for it; what it reads from now on may be for the second time."""
+        if self.follows and self.job.progress["fed_us"]:
+            self.cached_tokens = self.usage().cached_tokens
+            self.follows = False
+
     def announce(self) -> None:
         """Wake whoever waits for it on an event loop."""
         if self.notify is not None:

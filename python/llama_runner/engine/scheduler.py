@@ -282,6 +282,7 @@ class Scheduler:
         """
         taken = [self.running.pop(job.progress["tag"]) for job in self.loop.take_out(request.job)]
         for member in taken:
+            member.note_preempted()
             self._settle(member)
             member.preempted += 1
             self.preemptions += 1

@@ -84,7 +84,7 @@ typedef struct lr_job_progress {
     int32_t  n_tokens;    // fed and sampled
     int32_t  n_resident;  // of those, in the memory
     int32_t  n_sampled;
-    int32_t  n_computed;  // rows that were decoded for fed tokens: those read again count again
+    int32_t  n_computed;  // rows decoded for tokens that were given, or sampled and lost: those read again count again
     bool     marked;      // the sequence of lr_job_mark holds those tokens
     int64_t  added_us, fed_us, first_us, last_us;  // llama_time_us, 0 when it has not come to that
     int64_t  worst_gap_us;                         // between two sampled tokens

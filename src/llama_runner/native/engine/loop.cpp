@@ -278,6 +278,7 @@ int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags) {
 void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident) {
     job->seq_id     = seq_id;
     job->n_resident = n_resident;
+    job->n_reached  = std::max(job->n_reached, n_resident);
     std::lock_guard<std::mutex> lock(job->mutex);
     job->progress.n_resident = n_resident;
 }
