@@ -113,6 +113,17 @@ void lr_engine::admit() {
 }
 
 void lr_engine::end_due(int64_t now) {
+    const auto due = [now](const lr_job * job) {
+        return job->cancelled.load(std::memory_order_relaxed) || (job->deadline_us != 0 && now >= job->deadline_us);
+    };
+    std::vector<lr_job *> left;  // without a leader, so that they end by themselves
+    for (lr_job * job : jobs) {
+        auto & followers = job->followers;
+        const auto staying = std::stable_partition(followers.begin(), followers.end(), [&](auto * f) { return !due(f); });
+        left.insert(left.end(), staying, followers.end());
+        followers.erase(staying, followers.end());
+    }
+    jobs.insert(jobs.end(), left.begin(), left.end());
     for (lr_job * job : jobs) {
         if (job->cancelled.load(std::memory_order_relaxed)) {
             end(job, LR_END_CANCELLED, LR_ERROR_NONE, "");
