@@ -70,7 +70,7 @@ class Residency:
         self.context = context
         self.memory = context.memory
         self.parts = parts
-        self.tree = PrefixCache()
+        self.tree = PrefixCache(parts=parts)
         self.counters = CacheCounters()
         self.tiers = Tiers(
             host_bytes=host_bytes if can_save else 0,
