@@ -86,15 +86,6 @@ class Engine:
         kind = MEMORY_KINDS[able["kind"]]
         # a window that is held in full can be shared and cut like any other
         parts = kind == "attention" or (kind == "sliding-window" and context.swa_full)
-        self.residency = Residency(
-            context,
-            parts=parts,
-            can_save=bool(able["known"]),
-            host_bytes=check_int("host_cache_bytes", host_cache_bytes, 0, 2**62),
-            disk=None if disk_cache is None else Path(disk_cache),
-            disk_bytes=check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62),
-            fingerprint=json.dumps(context.fingerprint, sort_keys=True),
-        )
         self.memory_kind = kind
         self._lock = threading.RLock()
         self._tags = itertools.count(1)
@@ -105,8 +96,24 @@ class Engine:
         self._set_users: dict[Hashable, int] = {}  # and how many requests are
         self._set_numbers = itertools.count(1)
         self._processors: dict[int, int] = {}  # how many requests use each
-        self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
         limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
+        check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
+        check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
+        self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
+        try:
+            context.memory.clear()  # what an earlier engine, or its owner, left there is nobody's
+            self.residency = Residency(
+                context,
+                parts=parts,
+                can_save=bool(able["known"]),
+                host_bytes=host_cache_bytes,
+                disk=None if disk_cache is None else Path(disk_cache),
+                disk_bytes=disk_cache_bytes,
+                fingerprint=json.dumps(context.fingerprint, sort_keys=True),
+            )
+        except BaseException:
+            self.loop.close()
+            raise
         self.scheduler = Scheduler(
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
