@@ -130,6 +130,12 @@ class Scheduler:
 
     def admit(self) -> None:
         """Start what is waiting, in its order, as far as there is room."""
+        self._admit()
+        while self.waiting and not self.running:
+            # what gave way for the sake of one that ended: nothing that runs will bring the manager back here
+            self._admit()
+
+    def _admit(self) -> None:
         for request in list(self.waiting):
             full = self.running and len(self.running) + len(request.group) > self.max_running
             if full and not self._gives_way(request):
@@ -215,7 +221,12 @@ class Scheduler:
             cells = whole - self.residency.usable(found, most)[1]
             cells += (self.need(request) - len(request.prompt)) * len(followers)
             if not self._find_room(request, cells):
-                return self._give_up(request, cells)
+                used = self.cells_used()
+                return self._give_up(
+                    request,
+                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {used} are in use and pinned: "
+                    "clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller",
+                )
             seqs = [self.residency.take_seq() for _ in followers]
             # the pin kept the node, but it may have been cut in two meanwhile
             found_now = self.residency.tree.match(tokens, request.key)
@@ -224,7 +235,11 @@ class Scheduler:
                 for seq_id in seqs:
                     if seq_id is not None:
                         self.residency.release(seq_id)
-                return False
+                return self._give_up(
+                    request,
+                    f"{len(request.group)} sequences are needed and too few of {self.residency.context.n_seq_max} are not "
+                    "pinned: make n_seq_max larger, or pin fewer",
+                )
         finally:
             found.node.pins -= 1
         request.note(self.vocab, attached.n_resident, attached.restored, found)
@@ -261,14 +276,10 @@ class Scheduler:
             request.node.pins -= 1
             request.node = None
 
-    def _give_up(self, request: Request, cells: int) -> bool:
+    def _give_up(self, request: Request, why: str) -> bool:
         """Whether a request that finds no room is to wait: True when it has been ended instead."""
         if self.running:
             return False
-        why = (
-            f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use and "
-            "pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
-        )
         for member in request.group:
             self.end(member, "error", "no_room", why)
         return True
