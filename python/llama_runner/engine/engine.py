@@ -274,17 +274,19 @@ class Engine:
     def pin(self, tokens: Tokens, instead_of: Node | None = None, key: Hashable = None) -> Node | None:
         """Keep what is cached of ``tokens`` from being evicted, and no longer what ``instead_of`` ends."""
         with self._lock:
-            if instead_of is not None:
-                instead_of.pins -= 1
-            tree = self.residency.tree
-            found = tree.match(tokens, key)
-            if found.length == 0:
-                return None
-            node = found.node
-            if found.inside < len(node.tokens) and self.residency.parts:
-                node = tree.split(node, found.inside)
-            node.pins += 1
-            return node
+            try:
+                tree = self.residency.tree
+                found = tree.match(tokens, key)
+                if found.length == 0:
+                    return None
+                node = found.node
+                if found.inside < len(node.tokens) and self.residency.parts:
+                    node = tree.split(node, found.inside)
+                node.pins += 1
+                return node
+            finally:
+                if instead_of is not None:
+                    self.residency.unpin(instead_of)
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[Context]:

@@ -196,7 +196,7 @@ class Residency:
                 self.release(seq_id)
                 raise
         finally:
-            found.node.pins -= 1
+            self.unpin(found.node)
         self.counters.hits += held > 0
         self.counters.misses += held == 0
         self.counters.tokens_reused += held
@@ -357,6 +357,11 @@ class Residency:
             parent = node.parent
             self.evict(node)
             node = parent
+
+    def unpin(self, node: Node) -> None:
+        """Undo a pin; what lost all it had while it was pinned goes now. Touches the tree alone."""
+        node.pins -= 1
+        self._prune(node)
 
     def _prune(self, node: Node) -> None:
         """Take out nodes that say nothing any more, from ``node`` upwards."""

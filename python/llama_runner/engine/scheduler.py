@@ -241,7 +241,7 @@ class Scheduler:
                     "pinned: make n_seq_max larger, or pin fewer",
                 )
         finally:
-            found.node.pins -= 1
+            self.residency.unpin(found.node)
         request.note(self.vocab, attached.n_resident, attached.restored, found)
         self._place(request, attached.seq_id, attached.n_resident)
         for follower, seq_id in zip(followers, seqs, strict=True):
@@ -273,7 +273,7 @@ class Scheduler:
 
     def _unpin(self, request: Request) -> None:
         if request.node is not None:
-            request.node.pins -= 1
+            self.residency.unpin(request.node)
             request.node = None
 
     def _give_up(self, request: Request, why: str) -> bool:
