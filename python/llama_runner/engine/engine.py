@@ -92,6 +92,7 @@ class Engine:
         self._requests = 0
         self._inbox_lock = threading.Lock()
         self._inbox: deque[Request] = deque()
+        self._unpinned: deque[Node] = deque()
         self._sets: dict[Hashable, int] = {}  # numbers of the adapters that requests are computed with
         self._set_users: dict[Hashable, int] = {}  # and how many requests are
         self._set_numbers = itertools.count(1)
@@ -288,6 +289,14 @@ class Engine:
                 if instead_of is not None:
                     self.residency.unpin(instead_of)
 
+    def unpin_soon(self, node: Node) -> None:
+        """Undo a pin, without waiting for anything: for what is collected in the middle of no matter what."""
+        self._unpinned.append(node)
+
+    def _unpin_dropped(self) -> None:
+        while self._unpinned:
+            self.residency.unpin(self._unpinned.popleft())
+
     @contextlib.contextmanager
     def _paused(self) -> Iterator[Context]:
         self.loop.pause()
@@ -305,6 +314,7 @@ class Engine:
         with self._lock:
             self._check_open()
             with self._paused() as context:
+                self._unpin_dropped()
                 yield context
 
     # --- the manager
@@ -316,6 +326,7 @@ class Engine:
                 with self._lock:
                     if self._closed:
                         return
+                    self._unpin_dropped()
                     self.scheduler.expire()
                     self._collect(events)
                 if "stopped" in events:

@@ -315,4 +315,4 @@ class Sequence:
 
     def __del__(self) -> None:
         if getattr(self, "_pin", None) is not None:
-            self.unpin()
+            self._engine.unpin_soon(self._pin)
