@@ -167,7 +167,12 @@ class Engine:
                 for seed, each in zip(seeds, chains, strict=True)
             ]  # fmt: skip
             requests[0].lead(requests[1:])
-            self._enqueue(requests[0])
+            try:
+                self._enqueue(requests[0])
+            except BaseException:
+                if processor >= 0 and processor not in self._processors:
+                    self.loop.remove_processor(processor)
+                raise
         return requests
 
     def feed(

@@ -88,7 +88,8 @@ class Request:
         )
         # how many tokens at most may be taken from the cache: the rest must be computed for what it is to leave
         self.most = len(prompt) - (chain is not None or want in ("logits", "embedding"))
-        if want == "logprobs":
+        self.scores = want == "logprobs"
+        if self.scores:
             self.most = min(self.most, want_from - 1)
         # --- the engine's, under its lock
         self.seq_id: int | None = None

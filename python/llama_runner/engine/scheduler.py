@@ -212,7 +212,11 @@ class Scheduler:
     def _start(self, request: Request) -> bool:
         """Give a request its sequence and put it into the loop; False when it has to wait."""
         tokens = request.job.tokens
-        most = len(tokens) - 1 if request.preempted else request.most
+        most = request.most
+        if request.preempted:
+            most = len(tokens) - 1
+            if request.scores:  # what it has not read itself it has not scored
+                most = min(most, max(request.most, int(request.job.progress["n_resident"])))
         found = self._known(request, tokens)
         found.node.pins += 1
         try:
