@@ -82,6 +82,6 @@ class PerfectCache:
         return max((n for n in range(1, most + 1) if tokens[:n].tobytes() in self.ends), default=0)
 
     def add(self, tokens: Tokens) -> None:
-        if len(tokens):
+        if len(tokens) and tokens.tobytes() not in self.ends:
             self.logs.append(tokens)
             self.ends.add(tokens.tobytes())

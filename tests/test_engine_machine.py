@@ -61,7 +61,7 @@ class Kind:
 
 KINDS = {
     "full": Kind("llama", parts=True),
-    "window in full": Kind("swa", {}, {"swa_full": True}, parts=True),
+    "window in full": Kind("swa", {}, {"swa_full": True}),
     "moving window": Kind("swa", {}, {"swa_full": False}),
     "state": Kind("mamba"),
     "jamba": Kind("hybrid"),
@@ -169,6 +169,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def end(self) -> None:
         self.hung.cancel()
+        self.hung.join()
         self.engine.close()
         self.context.close()
         del self.engine, self.context
@@ -205,7 +206,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_tokens=st.sampled_from([1, 2, 5, 9, 20, 60, None]),
         temperature=st.sampled_from([0.0, 0.0, 0.9]),
         stop=st.sampled_from([(), (), ("e",), ("th", "a")]),
-        timeout=st.sampled_from([None, None, None, None, 0.0, 0.004]),
+        timeout=st.sampled_from([None, None, None, None, 1e-6, 0.004]),
         logprobs=st.sampled_from([None, 0, 2]),
     )
     def ask(self, which: int, tail: list[int], n: int, priority: int, owner: str | None, **how: Any) -> None:
@@ -329,16 +330,24 @@ class EngineMachine(RuleBasedStateMachine):
         if compute:
             self.attempt(lambda: sequence.extend(POOL[which]))
             assert sequence.tokens.tolist() in ([], POOL[which].tolist())
+            self.known.add(POOL[which])
 
     def attempt(self, call: Any) -> Any:
         """The result, or None after an error owed to an injected failure or to want of room."""
         self.unsure()
         try:
-            return call()
+            result = call()
+            self.computed()
+            return result
         except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
             name = type(error).__name__
             type(self).failures[name] = self.failures.get(name, 0) + 1
             return None
+
+    def computed(self) -> None:
+        """What the sequences hold may have been computed just now."""
+        for sequence in self.sequences:
+            self.known.add(sequence.tokens.copy())
 
     def sequence(self, place: int) -> Sequence:
         return self.sequences[place % len(self.sequences)]

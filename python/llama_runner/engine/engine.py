@@ -84,8 +84,9 @@ class Engine:
         check_int("max_running", running, 1, context.n_seq_max - 1)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
-        # a window that is held in full can be shared and cut like any other
-        parts = kind == "attention" or (kind == "sliding-window" and context.swa_full)
+        # a window, even one that is held in full, loses cells of its own that its end attends to no more (llama.cpp lets the
+        # next batch have them): what begins in its middle could not be computed any more
+        parts = kind == "attention"
         self.memory_kind = kind
         self._lock = threading.RLock()
         self._tags = itertools.count(1)
