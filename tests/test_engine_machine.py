@@ -142,13 +142,7 @@ class EngineMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        for live in self.live:
-            self.engine.cancel(live.request)
-        while self.live:
-            self.collect(0)
-        for sequence in self.sequences:
-            sequence.unpin()
-        self.quiet()
+        self.end_all()
         self.engine.clear()
         verify(self.engine, idle=True)
         assert self.context.memory.n_used == 0
@@ -159,6 +153,15 @@ class EngineMachine(RuleBasedStateMachine):
         del self.live, self.sequences, self.snapshots
         gc.collect()
         assert live_objects()["jobs"] == 0
+
+    def end_all(self) -> None:
+        for live in self.live:
+            self.engine.cancel(live.request)
+        while self.live:
+            self.collect(0)
+        for sequence in self.sequences:
+            sequence.unpin()
+        self.quiet()
 
     def quiet(self) -> None:
         """Until the engine has seen the end of everything."""
@@ -210,6 +213,7 @@ class EngineMachine(RuleBasedStateMachine):
         logprobs=st.sampled_from([None, 0, 2]),
     )
     def ask(self, which: int, tail: list[int], n: int, priority: int, owner: str | None, **how: Any) -> None:
+        self.unsure()
         params = GenerationParams(ignore_eos=True, seed=self.steps, **how)
         prompt = np.concatenate([POOL[which], np.array(tail, np.int32)])
         self.submit(prompt, params, n=n, priority=priority, owner=owner)
