@@ -128,8 +128,14 @@ class Request:
         self.followers = followers
 
     def note(self, vocab: Vocab, cached: int, restored: int, found: Match) -> None:
-        """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays."""
+        """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays.
+
+        Of the prompt's tokens that it had not got to by then, others may have computed some more meanwhile.
+        """
         if self.admitted:
+            skipped = min(cached, len(self.prompt)) - int(self.job.progress["n_reached"])
+            if skipped > 0 and not self.follows:
+                self.cached_tokens += skipped
             return
         self.admitted = time.perf_counter()
         self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, found.length

@@ -72,6 +72,7 @@ cdef extern from "engine/engine.h" nogil:
         int32_t error
         int32_t n_tokens
         int32_t n_resident
+        int32_t n_reached
         int32_t n_sampled
         int32_t n_computed
         bool marked

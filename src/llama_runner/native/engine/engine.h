@@ -83,6 +83,7 @@ typedef struct lr_job_progress {
     int32_t  error;       // lr_job_error
     int32_t  n_tokens;    // fed and sampled
     int32_t  n_resident;  // of those, in the memory
+    int32_t  n_reached;   // the most of them that have been there
     int32_t  n_sampled;
     int32_t  n_computed;  // rows decoded for tokens that were given, or sampled and lost: those read again count again
     bool     marked;      // the sequence of lr_job_mark holds those tokens

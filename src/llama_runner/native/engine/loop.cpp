@@ -292,6 +292,7 @@ void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident) {
     job->n_reached  = std::max(job->n_reached, n_resident);
     std::lock_guard<std::mutex> lock(job->mutex);
     job->progress.n_resident = n_resident;
+    job->progress.n_reached  = job->n_reached;
 }
 
 void lr_engine_fail(lr_engine * engine, lr_job * job, int32_t error, const char * why) {

@@ -381,6 +381,7 @@ void lr_engine::harvest(const members & those) {
             std::lock_guard<std::mutex> lock(job->mutex);
             job->progress.n_computed += std::min(job->n_resident, known) - first;
             job->progress.n_resident = job->n_resident;
+            job->progress.n_reached  = std::max(job->n_reached, job->n_resident);
         }
         job->n_reached = std::max(job->n_reached, job->n_resident);
         if (first < job->n_fed) {
@@ -461,6 +462,7 @@ void lr_engine::lead(lr_job * job, members & due) {
             std::lock_guard<std::mutex> lock(follower->mutex);
             follower->progress.fed_us     = lr_now_us();
             follower->progress.n_resident = job->n_resident;
+            follower->progress.n_reached = follower->n_reached = job->n_resident;
         }
         if (!follower->cancelled.load(std::memory_order_relaxed)) {
             due.push_back(follower);
