@@ -42,7 +42,7 @@ N_CTX = 288
 N_SEQ = 7
 PATIENCE = 60  # seconds; nothing here takes one
 STEPS = 40  # of one run
-RUNS = 46  # for each of the six kinds: more than 10,000 steps in all
+RUNS = 66  # for each of the six kinds: more than 10,000 steps in all
 MARK = 16  # tokens that make a checkpoint worth it
 
 INJECTED = {1: "no slot", 2: "aborted", -2: "allocation", -3: "computation"}
