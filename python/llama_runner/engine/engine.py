@@ -36,6 +36,7 @@ from llama_runner.errors import (
     ContextOverflowError,
     InvalidArgumentError,
     LlamaRunnerError,
+    LlamaRuntimeError,
 )
 from llama_runner.params import GenerationParams
 
@@ -337,8 +338,11 @@ class Engine:
                     self._collect(events)
                 if "stopped" in events:
                     return
-        except BaseException:
+        except BaseException as error:
             # nobody would be answered any more: better that everybody hears of it
+            if type(error) is LlamaRuntimeError:  # an assertion failed inside llama.cpp: the context takes nothing any more
+                self._close("poisoned", str(error))
+                return
             self.close()
             raise
 
@@ -464,6 +468,9 @@ class Engine:
 
         With a ``disk_cache``, what is cached is written there first.
         """
+        self._close("closed", "the engine was closed before its turn came")
+
+    def _close(self, error: str, why: str) -> None:
         with self._lock:
             if self._closed:
                 return
@@ -475,7 +482,7 @@ class Engine:
         self.loop.close()
         for request in waiting:
             for member in request.group:
-                member.job.finish("error", "closed", "the engine was closed before its turn came")
+                member.job.finish("error", error, why)
                 member.announce()
         for request in self.scheduler.running.values():
             request.announce()
@@ -490,7 +497,7 @@ class Engine:
         if not self.residency.tiers.disk_limit:
             return
         try:
-            self.scheduler.cells_used()
+            _ = self.context.memory.n_used
         except LlamaRunnerError:  # it is closed, or unusable
             return
         for request in list(self.scheduler.running.values()):

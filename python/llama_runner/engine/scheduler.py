@@ -143,7 +143,13 @@ class Scheduler:
             if self.over_quota(request) or self._shares_soon(request):
                 continue
             self.waiting.remove(request)
-            if not self._start(request):
+            try:
+                started = self._start(request)
+            except BaseException:
+                if request.tag not in self.running:
+                    self.push(request)  # so that it is answered when the engine closes
+                raise
+            if not started:
                 self.push(request)
                 break
 
@@ -336,8 +342,10 @@ class Scheduler:
         for job in self.loop.ended():
             request = self.running.pop(job.progress["tag"], None)
             if request is not None:
-                self._settle(request)
-                self.note_end(request)
+                try:
+                    self._settle(request)
+                finally:
+                    self.note_end(request)
 
     def relieve(self) -> None:
         """The memory is full in the middle of generations: evict, else the last to come gives way."""
