@@ -272,6 +272,8 @@ cdef class DecodeLoop:
     def fail(self, Job job not None, error, why):
         """While paused: end a job with an error, ``"no_room"`` for one."""
         cdef bytes text = check_text("why", why)
+        if error not in ERROR_CODES:
+            raise errors.InvalidArgumentError(f"error={error!r}: it is one of {', '.join(ERROR_CODES)}")
         lr_engine_fail(self.ptr, job.ptr, ERROR_CODES[error], text)
 
     def add_processor(self, function):
@@ -375,15 +377,15 @@ cdef class DecodeLoop:
         """The jobs made with ``notify`` that have had output since it was last taken."""
         cdef uint64_t tags[256]
         cdef int32_t n, i
-        found = []
+        found = {}
         while True:
             n = lr_engine_ready(self.ptr, tags, TAGS)
             for i in range(n):
                 job = self.jobs.get(tags[i])
                 if job is not None:
-                    found.append(job)
+                    found[tags[i]] = job  # each once, however often it was taken from
             if n < TAGS:
-                return found
+                return list(found.values())
 
     @property
     def counters(self):
