@@ -283,6 +283,9 @@ class Engine:
         """Keep what is cached of ``tokens`` from being evicted, and no longer what ``instead_of`` ends."""
         with self._lock:
             try:
+                if self.scheduler.running:  # of those some may have ended, and what they read is to be found
+                    with self._paused():
+                        self.scheduler.settle_ended()
                 tree = self.residency.tree
                 found = tree.match(tokens, key)
                 if found.length == 0:
