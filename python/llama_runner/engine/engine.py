@@ -121,6 +121,7 @@ class Engine:
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
         self._closed = False
+        self._gone = threading.Event()  # it is closed, and the context is free
         self._manager = threading.Thread(target=self._manage, name="llama-runner-engine", daemon=True)
         self._manager.start()
 
@@ -475,9 +476,18 @@ class Engine:
 
     def _close(self, error: str, why: str) -> None:
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+            already, self._closed = self._closed, True
+        if already:
+            if threading.current_thread() is not self._manager:
+                self._gone.wait(10)  # another thread is at it
+            return
+        try:
+            self._end(error, why)
+        finally:
+            self._gone.set()
+
+    def _end(self, error: str, why: str) -> None:
+        with self._lock:
             waiting, self.scheduler.waiting = self.scheduler.waiting, []
             with self._inbox_lock:
                 waiting += self._inbox
