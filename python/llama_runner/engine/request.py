@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner.core import Job, SamplerChain, Vocab
-from llama_runner.engine.prefix import Match, Node
+from llama_runner.engine.prefix import Node
 from llama_runner.errors import (
     ClosedError,
     ContextOverflowError,
@@ -127,7 +127,7 @@ class Request:
         """Have others share what is computed for this one's prompt."""
         self.followers = followers
 
-    def note(self, vocab: Vocab, cached: int, restored: int, found: Match) -> None:
+    def note(self, vocab: Vocab, cached: int, restored: int, known: int, differs: int | None) -> None:
         """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays.
 
         Of the prompt's tokens that it had not got to by then, others may have computed some more meanwhile.
@@ -138,15 +138,14 @@ class Request:
                 self.cached_tokens += skipped
             return
         self.admitted = time.perf_counter()
-        self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, found.length
-        differs = found.differs_from
+        self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, known
         if differs is not None:
             self.cache_differs_at = vocab.token_to_piece(differs, special=True).decode(errors="replace")
         if cached >= self.most:
             self.reason = "all of it was known; what it has to leave is computed"
-        elif cached < found.length:
+        elif cached < known:
             self.reason = "this memory goes back to checkpoints alone, or what was saved is gone or damaged"
-        elif found.length == 0:
+        elif known == 0:
             self.reason = "nothing that is cached begins like it"
         elif differs is None:
             self.reason = "the rest is new"

@@ -171,6 +171,22 @@ class Residency:
                 return node.end, node.end if node.seq_id is not None else 0
         return 0, 0
 
+    def anchor(self, found: Match, most: int) -> Node:
+        """The node to be pinned for who wants to attach a match: what it uses, and nothing that hangs on that.
+
+        Cuts the match's node where the match ends, so that ``found`` is out of date afterwards.
+        """
+        if self.parts:
+            if found.inside < len(found.node.tokens):
+                return self.tree.split(found.node, found.inside)
+            return found.node
+        node = found.node
+        while node.parent is not None:
+            if node.end <= min(found.length, most) and (node.seq_id is not None or node.stored is not None):
+                break
+            node = node.parent
+        return node
+
     def _stored_to(self, found: Match) -> int:
         """Up to where a match is resident or stored without a gap."""
         at = 0
@@ -180,23 +196,16 @@ class Residency:
             at = min(node.end, found.length)
         return at
 
-    def attach(self, found: Match, most: int) -> Attached | None:
-        """A sequence that holds what is known of a prompt, at most ``most`` tokens; ``found`` is its match.
+    def attach(self, seq_id: int, found: Match, most: int) -> Attached:
+        """Let an empty sequence hold what is known of a prompt, at most ``most`` tokens; ``found`` is its match.
 
-        None when every sequence is in use. What is stored is read back; where that fails, less is held.
+        What is stored is read back; where that fails, less is held.
         """
-        found.node.pins += 1  # not to be evicted for the sake of this very request
         try:
-            seq_id = self.take_seq()
-            if seq_id is None:
-                return None
-            try:
-                held, restored = (self._attach_parts if self.parts else self._attach_whole)(found, seq_id, most)
-            except BaseException:
-                self.release(seq_id)
-                raise
-        finally:
-            self.unpin(found.node)
+            held, restored = (self._attach_parts if self.parts else self._attach_whole)(found, seq_id, most)
+        except BaseException:
+            self.release(seq_id)
+            raise
         self.counters.hits += held > 0
         self.counters.misses += held == 0
         self.counters.tokens_reused += held

@@ -13,7 +13,7 @@ from llama_runner.core import DecodeLoop
 from llama_runner.engine.counters import Times
 from llama_runner.engine.prefix import Match, common_length
 from llama_runner.engine.request import Request
-from llama_runner.engine.residency import Residency
+from llama_runner.engine.residency import Attached, Residency
 
 __all__ = ["Scheduler"]
 
@@ -224,38 +224,24 @@ class Scheduler:
             if request.scores:  # what it has not read itself it has not scored
                 most = min(most, max(request.most, int(request.job.progress["n_resident"])))
         found = self._known(request, tokens)
-        found.node.pins += 1
-        try:
-            followers = request.followers
-            whole = max(self.need(request), len(tokens) + 1)
-            cells = whole - self.residency.usable(found, most)[1]
-            cells += (self.need(request) - len(request.prompt)) * len(followers)
-            if not self._find_room(request, cells):
-                used = self.cells_used()
-                return self._give_up(
-                    request,
-                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {used} are in use and pinned: "
-                    "clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller",
-                )
-            seqs = [self.residency.take_seq() for _ in followers]
-            # the pin kept the node, but it may have been cut in two meanwhile
-            found_now = self.residency.tree.match(tokens, request.key)
-            attached = None if None in seqs else self.residency.attach(found_now, most)
-            if attached is None:
-                for seq_id in seqs:
-                    if seq_id is not None:
-                        self.residency.release(seq_id)
-                return self._give_up(
-                    request,
-                    f"{len(request.group)} sequences are needed and too few of {self.residency.context.n_seq_max} are not "
-                    "pinned: make n_seq_max larger, or pin fewer",
-                )
-        finally:
-            self.residency.unpin(found.node)
-        request.note(self.vocab, attached.n_resident, attached.restored, found)
+        differs = found.differs_from
+        ready: tuple[list[int], Attached] | str = ""
+        for keep in (True, False):
+            # where nothing runs that could make room, even what it would have been spared has to go
+            ready = self._prepare(request, tokens, most, keep=keep)
+            if not isinstance(ready, str):
+                break
+            if self.running:
+                return False
+        if isinstance(ready, str):
+            for member in request.group:
+                self.end(member, "error", "no_room", ready)
+            return True
+        seqs, attached = ready
+        followers = request.followers
+        request.note(self.vocab, attached.n_resident, attached.restored, found.length, differs)
         self._place(request, attached.seq_id, attached.n_resident)
-        for follower, seq_id in zip(followers, seqs, strict=True):
-            assert seq_id is not None
+        for follower, seq_id in zip(followers, seqs[1:], strict=True):
             follower.note_shared(request)
             self._place(follower, seq_id, 0)
         self._pin(request)
@@ -264,6 +250,42 @@ class Scheduler:
         self.loop.add(request.job, [follower.job for follower in followers])
         request.lead([])
         return True
+
+    def _prepare(
+        self, request: Request, tokens: Tokens, most: int, *, keep: bool
+    ) -> tuple[list[int], Attached] | str:
+        """Room and sequences for a request and its followers, what is known attached to the first; or why there are none.
+
+        ``keep``: what it may use is not evicted for its sake.
+        """
+        found = self.residency.tree.match(tokens, request.key)
+        usable = self.residency.usable(found, most)[1] if keep else 0
+        anchor = self.residency.anchor(found, most) if keep else self.residency.tree.root(request.key)
+        anchor.pins += 1
+        seqs: list[int] = []
+        try:
+            cells = max(self.need(request), len(tokens) + 1) - usable
+            cells += (self.need(request) - len(request.prompt)) * len(request.followers)
+            if not self._find_room(request, cells):
+                return (
+                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use "
+                    "and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
+                )
+            for _ in request.group:
+                seq_id = self.residency.take_seq()
+                if seq_id is None:
+                    for taken in seqs:
+                        self.residency.release(taken)
+                    return (
+                        f"{len(request.group)} sequences are needed and too few of {self.residency.context.n_seq_max} are not "
+                        "pinned: make n_seq_max larger, or pin fewer"
+                    )
+                seqs.append(seq_id)
+            # it may have been cut in two meanwhile, or gone
+            found = self.residency.tree.match(tokens, request.key)
+            return seqs, self.residency.attach(seqs[0], found, most)
+        finally:
+            self.residency.unpin(anchor)
 
     def _place(self, request: Request, seq_id: int, n_resident: int) -> None:
         request.seq_id = seq_id
@@ -277,22 +299,15 @@ class Scheduler:
     def _pin(self, request: Request) -> None:
         """What the request shares with others must not be evicted while it runs."""
         self._unpin(request)
-        found = self.residency.tree.match(request.job.tokens, request.key)
-        request.node = found.node
-        found.node.pins += 1
+        if self.residency.parts:
+            tokens = request.job.tokens
+            request.node = self.residency.anchor(self.residency.tree.match(tokens, request.key), len(tokens))
+            request.node.pins += 1
 
     def _unpin(self, request: Request) -> None:
         if request.node is not None:
             self.residency.unpin(request.node)
             request.node = None
-
-    def _give_up(self, request: Request, why: str) -> bool:
-        """Whether a request that finds no room is to wait: True when it has been ended instead."""
-        if self.running:
-            return False
-        for member in request.group:
-            self.end(member, "error", "no_room", why)
-        return True
 
     # --- out of the loop, while it is paused
 
