@@ -260,10 +260,12 @@ def test_a_mark_is_a_copy_and_a_second_one_another(loop: DecodeLoop) -> None:
     assert "wake" in loop.wait(0)
     ended(loop)
     assert job.progress["marked"]
+    loop.pause()
     assert memory.seq_pos_max(4) == 32
     job.mark(200, 5)
     assert not job.progress["marked"]
     assert memory.seq_pos_max(5) == -1
+    loop.resume()
 
 
 # ---------------------------------------------------------------------------------------------------- DecodeLoop
@@ -333,8 +335,10 @@ def test_take_out_place_and_add_again(loop: DecodeLoop) -> None:
     loop.resume()
     assert [read(job)[1] for job in (leader, *followers[:2])] == [expected] * 3
     assert not leader.progress["marked"]
+    loop.pause()
     assert loop.context.memory.seq_pos_max(5) == -1
     assert loop.context.memory.seq_pos_max(4) == 26
+    loop.resume()
     followers[2].finish("cancelled")
 
 
