@@ -217,6 +217,14 @@ class Engine:
                 cells,
                 quota,
             )
+        together = scheduler.need_together(request)
+        if together > self.context.n_ctx and not scheduler.countless:
+            raise ContextOverflowError(
+                f"{len(request.group)} generations of a prompt of {len(request.prompt)} tokens may come to {together} cells, and "
+                f"the context has {self.context.n_ctx}: make n or max_tokens smaller, or n_ctx larger",
+                together,
+                self.context.n_ctx,
+            )
         waiting = len(scheduler.waiting) + len(self._inbox)
         if waiting >= self.max_waiting:
             raise ContextBusyError(

@@ -96,6 +96,7 @@ class Request:
         self.node: Node | None = None  # pinned while this runs: the part of its tokens that the tree knows
         self.mark: tuple[int, int] | None = None  # a checkpoint to be: after how many tokens, in which sequence
         self.followers: list[Request] = []  # those that share its prompt, and sample from the same logits
+        self.siblings = 1  # how many there are, or were, of its group
         self.sharing = False  # waits for another that reads the same
         self.queued = False  # its time in the queue has been counted
         self.preempted = 0
@@ -126,6 +127,8 @@ class Request:
     def lead(self, followers: list[Request]) -> None:
         """Have others share what is computed for this one's prompt."""
         self.followers = followers
+        for member in self.group:
+            member.siblings = max(member.siblings, len(self.group))
 
     def note(self, vocab: Vocab, cached: int, restored: int, known: int, differs: int | None) -> None:
         """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays.

@@ -87,8 +87,15 @@ class Scheduler:
 
     def need(self, request: Request) -> int:
         """Cells that a request may come to hold."""
-        bounded = request.params.max_tokens is not None
-        return len(request.prompt) + (request.limit if bounded else min(request.limit, UNBOUNDED_RESERVE))
+        if request.params.max_tokens is not None:
+            return len(request.prompt) + request.limit
+        fair = max(1, (self.n_ctx - len(request.prompt)) // request.siblings)
+        return len(request.prompt) + min(request.limit, UNBOUNDED_RESERVE, fair)
+
+    def need_together(self, request: Request) -> int:
+        """Cells that a request and its followers, which share its prompt, may come to hold."""
+        each = self.need(request) - len(request.prompt)
+        return len(request.prompt) + each * len(request.group)
 
     def cells_used(self) -> int:
         """Cells that hold something; the loop is paused."""
