@@ -154,6 +154,16 @@ def test_one_sequence_is_enough(engine_of: EngineFactory, kind: str) -> None:
     verify(engine)
 
 
+def test_several_without_a_limit_share_the_room(engine_of: EngineFactory) -> None:
+    engine = engine_of()
+    outs = [answer(request) for request in submit(engine, A, B, n=4, max_tokens=None)]
+    assert {out.finish_reason for out in outs} <= {"length"}
+    assert sum(len(out.tokens) for out in outs) >= 256 - 60
+    with pytest.raises(errors.ContextOverflowError, match="4 generations"):
+        submit(engine, A, B, n=4, max_tokens=50)
+    verify(engine, idle=True)
+
+
 @pytest.mark.parametrize("kind", ["mamba", "hybrid"])
 def test_a_mark_goes_with_the_request_that_was_to_leave_it(engine_of: EngineFactory, kind: str) -> None:
     engine = engine_of(kind)

@@ -38,7 +38,7 @@ from llama_runner.engine import Engine, Request, Sequence, Stream
 from llama_runner.engine.engine import Adapters
 from llama_runner.results import Completion
 
-N_CTX = 288
+N_CTX = 256
 N_SEQ = 7
 PATIENCE = 60  # seconds; nothing here takes one
 STEPS = 40  # of one run
@@ -128,11 +128,12 @@ class EngineMachine(RuleBasedStateMachine):
     def open(self) -> None:
         options = {"n_ctx": N_CTX, "n_batch": self.n_batch, "n_ubatch": 16, "n_seq_max": N_SEQ, **EXACT}
         self.context = Context(self.model, **{**options, **self.kind.context})
+        assert self.context.n_ctx == N_CTX
         self.engine = Engine(self.context, **self.options)
         self.hung = threading.Timer(PATIENCE, self.engine.close)  # what waits is answered with ClosedError then
         self.hung.daemon = True
         self.hung.start()
-        self.held = False
+        self.held = self.injected = self.pinned = False
         self.forget()
 
     def forget(self) -> None:
@@ -225,9 +226,10 @@ class EngineMachine(RuleBasedStateMachine):
             requests = self.engine.submit(prompt, params, **options)
         except errors.ContextOverflowError as error:
             quota = QUOTAS.get(options.get("owner") or "")
-            limit = N_CTX if params.max_tokens is None else params.max_tokens
-            need = (len(prompt) + min(limit, N_CTX - len(prompt), 256)) * options.get("n", 1)
-            assert len(prompt) >= N_CTX or (quota is not None and need > quota), error
+            n, room = options.get("n", 1), N_CTX - len(prompt)
+            limit = room // n if params.max_tokens is None else min(params.max_tokens, room)
+            never_fits = room <= 0 or limit * n > room
+            assert never_fits or (quota is not None and (len(prompt) + limit) * n > quota), error
             return []
         type(self).requests += len(requests)
         made = [Live(r, Stream(self.engine, r), params.is_greedy) for r in requests]
@@ -283,9 +285,14 @@ class EngineMachine(RuleBasedStateMachine):
                 pass
             return live.stream.completion
         except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
-            name = type(error).__name__
-            type(self).failures[name] = self.failures.get(name, 0) + 1
+            self.excuse(error)
             return None
+
+    def excuse(self, error: Exception) -> None:
+        """There is a reason for every failure: it was injected, or what is pinned leaves too little room."""
+        type(self).failures[type(error).__name__] = self.failures.get(type(error).__name__, 0) + 1
+        pinned = self.pinned or any(sequence.pinned for sequence in self.sequences)
+        assert self.injected or (isinstance(error, errors.ContextOverflowError) and pinned), error
 
     @precondition(lambda self: getattr(self, "live", None))
     @rule(place=places)
@@ -375,7 +382,8 @@ class EngineMachine(RuleBasedStateMachine):
                 for _ in range(chunks):
                     next(stream, None)
             out: Completion | None = live.stream.completion
-        except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError):
+        except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
+            self.excuse(error)
             out = None
         assert live.request.ended
         self.check(live, out)
@@ -403,8 +411,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.computed()
             return result
         except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
-            name = type(error).__name__
-            type(self).failures[name] = self.failures.get(name, 0) + 1
+            self.excuse(error)
             return None
 
     def computed(self) -> None:
@@ -486,6 +493,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: getattr(self, "sequences", None))
     @rule(place=places)
     def pin(self, place: int) -> None:
+        self.pinned = True
         self.attempt(self.sequence(place).pin)
 
     @precondition(lambda self: getattr(self, "sequences", None))
@@ -541,6 +549,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "engine"))
     @rule(code=st.sampled_from([*INJECTED, 1, 1]), n=st.sampled_from([1, 2, 3, 6, 20]))
     def fail(self, code: int, n: int) -> None:
+        self.injected = True
         self.engine.loop._fail_next(code, n)
 
     @precondition(lambda self: hasattr(self, "engine"))
