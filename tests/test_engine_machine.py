@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import random
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -148,6 +149,9 @@ class EngineMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
+            return
+        if isinstance(sys.exc_info()[1], AssertionError | errors.LlamaRunnerError):
+            self.end()  # what failed is told, and not what comes of it
             return
         self.end_all()
         self.engine.clear()
