@@ -321,9 +321,20 @@ class Residency:
             for seq_id, nodes in self._held.items()
             if seq_id not in self.busy
             for node in nodes
-            if not node.pins and not (self.parts and any(child.resident for child in node.children.values()))
+            if not node.pins and not (self.parts and self._needed_below(node))
         ]
         return sorted(found, key=lambda node: node.last_used)
+
+    @staticmethod
+    def _needed_below(node: Node) -> bool:
+        """Whether something that is resident, or pinned, builds on a node."""
+        stack = list(node.children.values())
+        while stack:
+            here = stack.pop()
+            if here.resident or here.pins:
+                return True
+            stack.extend(here.children.values())
+        return False
 
     def evict_one(self, *, keep: bool = True) -> bool:
         """Take the least recently used leaf out of the KV memory, into a tier where there is room; False if none."""
