@@ -312,6 +312,14 @@ class Residency:
         self.memory.seq_cp(self._spare, seq_id, end, -1)
         self.memory.seq_rm(self._spare, -1, -1)
 
+    def drop_lost(self) -> None:
+        """After a computation that failed: states that were moved for it, and emptied, are nobody's prefix now."""
+        for seq_id, nodes in list(self._held.items()):
+            ends = {node.end for node in nodes}
+            if ends and seq_id not in self.busy and self.memory.seq_pos_max(seq_id) + 1 not in ends:
+                self.counters.damaged += 1
+                self.release(seq_id)
+
     # --- making room
 
     def leaves(self) -> list[Node]:

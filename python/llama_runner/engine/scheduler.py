@@ -46,6 +46,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
         self._ended: list[Request] = []
+        self._failed = 0  # decodes, when it was last looked what they had cost
         self.preemptions = self.finished = self.failed = self.cancelled = 0
         self.queue, self.first_token, self.inter_token = Times(), Times(), Times()
 
@@ -137,6 +138,10 @@ class Scheduler:
 
     def admit(self) -> None:
         """Start what is waiting, in its order, as far as there is room."""
+        failed = self.loop.counters["failed_decodes"]
+        if failed != self._failed and not self.residency.parts:
+            self._failed = failed
+            self.residency.drop_lost()
         self._admit()
         while self.waiting and not self.running:
             # what gave way for the sake of one that ended: nothing that runs will bring the manager back here
