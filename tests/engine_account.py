@@ -1,7 +1,7 @@
 """What an engine's account says of the KV memory and the tiers, held against what is there, exactly.
 
-``verify(engine)`` pauses the engine between two steps and compares the cell table of llama.cpp with the prefix tree, the
-sequences that run and the free ones; and what the tiers count with what they hold, on disk as well.
+``verify(engine)`` pauses the engine between two steps and compares the cell table of llama.cpp with the prefix tree,
+the sequences that run and the free ones; and what the tiers count with what they hold, on disk as well.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class Account:
             owned[cells] = True
             pos = table.pos[cells]
             if table.kind == "state":
-                assert pos.tolist() == ([end - 1] if end else []), f"the state of {seq} is at {pos}, not {end}"
+                assert pos.tolist() == ([end - 1] if end else []), (
+                    f"the state of {seq} is at {pos}, not {end}"
+                )
                 continue
             first = 0
             if table.kind == "window" and not self.residency.parts:
@@ -150,7 +152,7 @@ class Account:
                     )
                 own = mine[shared:].tolist()
                 others.update(own)
-                if request.follows or any(other.follows for other in self.running):
+                if request.siblings > 1:  # those of a group have the cells of their prompt in common
                     follows.update(own[: max(0, len(request.prompt) - shared)])
             twice = {cell for cell, n in others.items() if n > 1 or cell in of_tree}
             assert twice <= follows, f"cells {twice - follows} are shared, and the account does not say so"

@@ -1,4 +1,4 @@
-"""What an engine's results are held against: a context that sees one text at a time, and a cache that forgets nothing."""
+"""What an engine's results are held against: a context that sees one text at a time, a cache that forgets nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Alone:
         return self.rows[key]
 
     def check(self, prompt: Tokens, out: Completion, *, greedy: bool) -> None:
-        """The request alone would have sampled the same: the same tokens, or, counted, others as likely within CLOSE."""
+        """The request alone samples the same: the same tokens, or, counted, others as likely within CLOSE."""
         if len(out.tokens) == 0:
             return
         whole = np.concatenate([prompt, out.tokens])

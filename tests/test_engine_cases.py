@@ -27,7 +27,9 @@ A, B, C, D = (RNG.integers(270, 340, 30).astype(np.int32) for _ in range(4))
 
 
 class EngineFactory(Protocol):
-    def __call__(self, kind: str = "llama", *, context: dict[str, Any] | None = None, **options: Any) -> Engine: ...
+    def __call__(
+        self, kind: str = "llama", *, context: dict[str, Any] | None = None, **options: Any
+    ) -> Engine: ...
 
 
 @pytest.fixture
@@ -114,7 +116,9 @@ def test_a_leader_that_gives_way_takes_its_followers_along(engine_of: EngineFact
     stall(engine, False)
     outs = [answer(request) for request in group[1:]]
     assert [out.finish_reason for out in outs] == ["length", "length"]
-    assert outs[0].tokens.tolist() == outs[1].tokens.tolist() == ask(engine, A, B, max_tokens=8).tokens.tolist()
+    assert (
+        outs[0].tokens.tolist() == outs[1].tokens.tolist() == ask(engine, A, B, max_tokens=8).tokens.tolist()
+    )
 
 
 def test_a_follower_gives_way_alone(engine_of: EngineFactory) -> None:
@@ -137,7 +141,8 @@ def test_a_follower_gives_way_alone(engine_of: EngineFactory) -> None:
 @pytest.mark.parametrize("kind", ["llama", "swa", "mamba", "hybrid"])
 def test_nothing_cached_is_in_the_way_of_a_request(engine_of: EngineFactory, kind: str) -> None:
     engine = engine_of(kind)
-    ask(engine, A, B, C, D, max_tokens=100)  # shares its beginning with what comes, which has room only without the rest
+    # it shares its beginning with what comes, which has room only without the rest
+    ask(engine, A, B, C, D, max_tokens=100)
     for parts in ((A, C, D, B), (A, C, D, B), (A, C, D, A)):
         assert ask(engine, *parts, max_tokens=None).finish_reason == "length"
         verify(engine)
@@ -345,7 +350,9 @@ def test_a_refused_submission_holds_no_processor(engine_of: EngineFactory) -> No
     alive = weakref.ref(processor)
     with pytest.raises(errors.ContextOverflowError, match="quota"):
         engine.submit(A, GenerationParams(max_tokens=40), owner="small", logits_processor=processor)
-    out = answer(engine.submit(A, GenerationParams(max_tokens=2), owner="small", logits_processor=processor)[0])
+    out = answer(
+        engine.submit(A, GenerationParams(max_tokens=2), owner="small", logits_processor=processor)[0]
+    )
     assert out.usage.prompt_tokens == 30
     del processor
 
@@ -393,4 +400,29 @@ def test_preempted_outputs_are_the_same_and_counted(engine_of: EngineFactory, ki
     rows = engine.counters.loop["rows"]
     assert rows == request.job.progress["n_computed"] + len(out.tokens) - 1
     assert out.explanation.recomputed_tokens == rows - 60 - len(out.tokens) + 1 > 0
+    alone.close()
+
+
+@pytest.mark.parametrize("kind", ["mamba", "hybrid"])
+def test_a_state_that_a_failure_emptied_is_not_used(engine_of: EngineFactory, kind: str) -> None:
+    """llama.cpp moves states about to compute; of what it had moved when that failed nothing is left."""
+    engine = engine_of(kind)
+    alone = Alone(engine.context.model)
+    first = ask(engine, A, B).tokens
+    engine.loop._fail_next(-2, 1 << 20)
+    with pytest.raises(errors.OutOfMemoryError):
+        ask(engine, C)
+    engine.loop._fail_next(0, 0)
+    until(lambda: engine.counters.running == 0, "it is settled")
+    with engine.paused() as context:
+        ((seq_id, node),) = engine.residency.holders()
+        assert node.end == 63
+        context.memory.seq_rm(seq_id)
+        engine.scheduler._failed = 0  # as if nobody had looked since
+    out = ask(engine, A, B, first, D, logprobs=0)
+    assert out.usage.cached_tokens == 0
+    alone.check(np.concatenate([A, B, first, D]), out, greedy=True)
+    until(lambda: engine.counters.running == 0, "it is settled")
+    verify(engine, idle=True)
+    assert engine.counters.cache.damaged == 1
     alone.close()

@@ -1,8 +1,8 @@
 """More than 10,000 random operations on an engine of each memory kind, against a Python account.
 
-After every step the cell table, the tree and the tiers are compared exactly (``engine_account``); what a request samples
-and the log-probabilities that it reports are compared with the same text alone in a fresh context, and what it says of the
-cache with a cache that forgets nothing (``engine_truth``).
+After every step the cell table, the tree and the tiers are compared exactly (``engine_account``); what a request
+samples and the log-probabilities that it reports are compared with the same text alone in a fresh context, and what it
+says of the cache with a cache that forgets nothing (``engine_truth``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,12 @@ from hypothesis.stateful import (
 )
 
 from engine_account import verify
+from engine_kinds import KINDS, Kind, pool
 from engine_truth import CLOSE, EXACT, Alone, PerfectCache, Tokens
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, errors
 from llama_runner.core import Context, Model, live_objects
 from llama_runner.engine import Engine, Request, Sequence, Stream
-from llama_runner.engine.engine import Adapters
 from llama_runner.results import Completion
 
 N_CTX = 256
@@ -47,38 +47,8 @@ RUNS = 66  # for each of the six kinds: more than 10,000 steps in all
 MARK = 16  # tokens that make a checkpoint worth it
 
 INJECTED = {1: "no slot", 2: "aborted", -2: "allocation", -3: "computation"}
+EXCUSED = (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError)
 QUOTAS = {"small": 120, "large": 400}
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A memory to be driven."""
-
-    model: str
-    options: dict[str, Any] = field(default_factory=dict)
-    context: dict[str, Any] = field(default_factory=dict)
-    parts: bool = False
-
-
-KINDS = {
-    "full": Kind("llama", parts=True),
-    "window in full": Kind("swa", {}, {"swa_full": True}),
-    "moving window": Kind("swa", {}, {"swa_full": False}),
-    "state": Kind("mamba"),
-    "jamba": Kind("hybrid"),
-    "lfm2": Kind("hybrid", {"architecture": "lfm2"}),
-}
-
-
-def pool(seed: int) -> list[Tokens]:
-    """Prompts with beginnings in common."""
-    rng = np.random.default_rng(seed)
-    trunk = rng.integers(270, 340, 60)
-    found = [trunk[:n] for n in (1, 9, 20, 41, 60)]
-    for start in (9, 20, 20, 41):
-        found.append(np.concatenate([trunk[:start], rng.integers(270, 340, int(rng.integers(1, 40)))]))
-    found.append(rng.integers(270, 340, 50))
-    return [np.ascontiguousarray(prompt, np.int32) for prompt in found]
 
 
 POOL = pool(0)
@@ -131,7 +101,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.context = Context(self.model, **{**options, **self.kind.context})
         assert self.context.n_ctx == N_CTX
         self.engine = Engine(self.context, **self.options)
-        self.hung = threading.Timer(PATIENCE, self.engine.close)  # what waits is answered with ClosedError then
+        # what waits is answered with ClosedError then
+        self.hung = threading.Timer(PATIENCE, self.engine.close)
         self.hung.daemon = True
         self.hung.start()
         self.held = self.injected = self.pinned = False
@@ -233,7 +204,8 @@ class EngineMachine(RuleBasedStateMachine):
             n, room = options.get("n", 1), N_CTX - len(prompt)
             limit = room // n if params.max_tokens is None else min(params.max_tokens, room)
             never_fits = room <= 0 or limit * n > room
-            assert never_fits or (quota is not None and (len(prompt) + limit) * n > quota), error
+            if not (never_fits or (quota is not None and (len(prompt) + limit) * n > quota)):
+                raise AssertionError("it would have fitted") from error
             return []
         type(self).requests += len(requests)
         made = [Live(r, Stream(self.engine, r), params.is_greedy) for r in requests]
@@ -288,7 +260,7 @@ class EngineMachine(RuleBasedStateMachine):
             for _ in live.stream:
                 pass
             return live.stream.completion
-        except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
+        except EXCUSED as error:
             self.excuse(error)
             return None
 
@@ -386,7 +358,7 @@ class EngineMachine(RuleBasedStateMachine):
                 for _ in range(chunks):
                     next(stream, None)
             out: Completion | None = live.stream.completion
-        except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
+        except EXCUSED as error:
             self.excuse(error)
             out = None
         assert live.request.ended
@@ -414,7 +386,7 @@ class EngineMachine(RuleBasedStateMachine):
             result = call()
             self.computed()
             return result
-        except (errors.OutOfMemoryError, errors.DecodeError, errors.ContextOverflowError) as error:
+        except EXCUSED as error:
             self.excuse(error)
             return None
 
@@ -572,12 +544,7 @@ class EngineMachine(RuleBasedStateMachine):
             try:
                 for _ in each.stream:
                     pass
-            except (
-                errors.ClosedError,
-                errors.OutOfMemoryError,
-                errors.DecodeError,
-                errors.ContextOverflowError,
-            ):
+            except (errors.ClosedError, *EXCUSED):
                 pass
             assert each.request.ended
             self.known.add(each.request.job.tokens)

@@ -1,4 +1,4 @@
-"""2,000 requests from threads and asyncio at once, many of them given up, some failing: each is answered, nothing is left."""
+"""2,000 requests from threads and asyncio at once, many given up, some failing: each is answered, nothing is left."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ class Traffic:
         rng = random.Random(number)
         trunk = rng.choice(self.trunks)[: rng.randrange(1, 90)]
         tail = np.array([rng.randrange(270, 340) for _ in range(rng.randrange(0, 30))], np.int32)
-        fate = rng.choices(
-            ["answered", "cancelled", "faulty"], [1 - GIVEN_UP - FAULTY, GIVEN_UP, FAULTY]
-        )[0]
+        fate = rng.choices(["answered", "cancelled", "faulty"], [1 - GIVEN_UP - FAULTY, GIVEN_UP, FAULTY])[0]
         if fate == "cancelled":
             fate = rng.choice(["cancelled", "timeout", "left"])
         if fate == "faulty":
@@ -179,7 +177,9 @@ class Traffic:
             self.inject(fate, rng)
             made: list[Request] = []
 
-            def submit(notify: Any, prompt: Tokens = prompt, options: Any = options, made: Any = made) -> Request:
+            def submit(
+                notify: Any, prompt: Tokens = prompt, options: Any = options, made: Any = made
+            ) -> Request:
                 made.extend(self.engine.submit(prompt, notify=notify, **options))
                 return made[0]
 
@@ -280,7 +280,7 @@ def test_two_thousand_requests(engine: Engine) -> None:
     if has_proc():
         at_warm_up, at_end = traffic.resident
         assert at_end - at_warm_up < GROWTH, f"{at_end - at_warm_up} bytes more than after {WARM_UP} requests"
-    del traffic, threads, works
+    del threads, works
     gc.collect()
     assert live_objects()["jobs"] == 0
     faulthandler.cancel_dump_traceback_later()
