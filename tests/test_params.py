@@ -34,6 +34,8 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "penalty_last_n": (0, 0),
     "seed": (2**32 - 2, 2**32 - 2),
     "stop": ("\n", ("\n",)),
+    "stop_tokens": ([7, 3, 7], (7, 3)),
+    "echo": (True, True),
     "ignore_eos": (True, True),
     "logprobs": (0, 0),
     "logit_bias": ({7: -1, 3: 2.5}, ((3, 2.5), (7, -1.0))),

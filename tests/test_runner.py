@@ -32,15 +32,24 @@ def runner(shared: LlamaRunner) -> LlamaRunner:
 
 def resident(runner: LlamaRunner) -> dict[int, int]:
     """Tokens of each sequence by llama.cpp's own account."""
-    memory = runner.context.memory
-    ends = {seq: memory.seq_pos_max(seq) + 1 for seq in range(runner.context.n_seq_max)}
+    with runner.engine.paused() as context:
+        ends = {seq: context.memory.seq_pos_max(seq) + 1 for seq in range(context.n_seq_max)}
     return {seq: n for seq, n in ends.items() if n}
+
+
+def cached(runner: LlamaRunner, tokens: list[int]) -> int:
+    """How many of these tokens the prefix tree has in the KV memory."""
+    with runner.engine.paused():
+        return runner.engine.residency.tree.match(np.asarray(tokens, dtype=np.int32)).resident
 
 
 def assert_account_is_true(runner: LlamaRunner) -> None:
     info = runner.get_context_info()
     assert {s.seq_id: s.n_tokens for s in info.sequences} == resident(runner)
-    assert info.used == sum(resident(runner).values())
+    # a cell that several sequences share counts once
+    with runner.engine.paused() as context:
+        (table,) = context.memory.cells()
+    assert info.used == int((table.pos >= 0).sum()) <= sum(resident(runner).values())
 
 
 def test_answers(runner):
@@ -92,9 +101,9 @@ def test_stateful_remembers_and_computes_only_what_is_new(runner, smollm2):
             assert other.generate(tokens, max_tokens=8, temperature=0).text == answers[2]
     assert_account_is_true(runner)
     # all but the last sampled token is resident, and survives stateless calls
-    assert resident(runner)[0] == len(runner._conversation) - 1
+    assert cached(runner, runner._conversation) == len(runner._conversation) - 1
     runner.generate(PARIS, params=GREEDY)
-    assert resident(runner)[0] == len(runner._conversation) - 1
+    assert cached(runner, runner._conversation) == len(runner._conversation) - 1
     runner.clear_context()
     assert resident(runner) == {}
     assert runner.get_context_info().used == 0
@@ -102,7 +111,9 @@ def test_stateful_remembers_and_computes_only_what_is_new(runner, smollm2):
 
 def test_stateful_is_unchanged_by_an_error(runner):
     runner.generate_stateful("One, two, three,", 4, temperature=0)
-    before, cells = list(runner._conversation), resident(runner)[0]
+    before = list(runner._conversation)
+    cells = cached(runner, before)
+    assert cells == len(before) - 1
     with pytest.raises(ContextOverflowError):
         runner.generate_stateful("word " * 3000, 4)
     with pytest.raises(InvalidArgumentError):
@@ -110,7 +121,7 @@ def test_stateful_is_unchanged_by_an_error(runner):
     with pytest.raises(InvalidArgumentError):
         runner.generate_stateful("four,", 4, grammar="this is no grammar ::=")
     assert runner._conversation == before
-    assert resident(runner)[0] == cells
+    assert cached(runner, before) == cells
     runner.generate_stateful(" four,", 4, temperature=0)
     assert_account_is_true(runner)
 
@@ -123,7 +134,7 @@ def test_stateful_takes_one_turn_at_a_time(runner):
 
     thread = threading.Thread(target=first)
     thread.start()
-    while thread.is_alive() and not runner._slots.all[0].busy:
+    while thread.is_alive() and not runner._turn.locked():
         began.wait(0.001)
     with pytest.raises(ContextBusyError, match="one turn"):
         runner.generate_stateful("meanwhile", 4)
@@ -252,10 +263,12 @@ def test_idle_prefixes_make_room_and_a_conversation_does_not(runner):
     assert runner.generate(np.roll(half, 7), max_tokens=4, temperature=0).finish_reason == "length"
     runner.clear_context()
     runner.generate_stateful(half, 4, temperature=0)
-    held = resident(runner)[0]
+    conversation = list(runner._conversation)
+    held = cached(runner, conversation)
+    assert held == len(conversation) - 1
     with pytest.raises(ContextOverflowError, match="clear_context"):
         runner.generate(np.concatenate([half[::-1], half[:100]]), max_tokens=4)
-    assert resident(runner)[0] == held
+    assert cached(runner, conversation) == held
     assert_account_is_true(runner)
 
 
@@ -289,17 +302,32 @@ def test_threads_share_a_runner(runner):
     assert_account_is_true(runner)
 
 
-def test_too_many_streams_are_refused_and_dropping_one_frees_it(runner):
-    free = runner.context.n_seq_max - 1
-    streams = [runner.stream("Hello", max_tokens=4) for _ in range(free)]
-    with pytest.raises(ContextBusyError, match="n_seq_max"):
-        runner.generate("Hello", max_tokens=1)
-    streams[0].close()
-    assert streams[0].completion.finish_reason == "cancelled"
-    streams.pop()
-    assert runner.generate("Hello", max_tokens=1).usage.completion_tokens == 1
-    for stream in streams:
-        stream.close()
+def test_more_streams_than_sequences_wait_their_turn(smollm2):
+    with LlamaRunner(smollm2, n_ctx=1024, n_seq_max=4) as runner:
+        streams = [runner.stream("Hello", max_tokens=4, temperature=0) for _ in range(9)]
+        streams[0].close()
+        assert streams[0].completion.finish_reason in ("cancelled", "length")
+        texts = {"".join(chunk.text for chunk in stream) for stream in streams[1:]}
+        assert len(texts) == 1
+        while runner.counters.running:
+            pass
+        assert runner.counters.finished == 9
+
+
+def test_a_full_queue_refuses(smollm2):
+    with LlamaRunner(smollm2, n_ctx=1024, max_running=1, max_waiting=2) as runner:
+        streams = [runner.stream("Once", max_tokens=900, ignore_eos=True)]
+        while not runner.counters.running:
+            pass
+        streams += [runner.stream("Hello", max_tokens=4) for _ in range(2)]
+        with pytest.raises(ContextBusyError, match=r"2 requests are waiting.*max_waiting"):
+            runner.generate("Hello", max_tokens=1)
+        streams.pop().close()
+        while runner.counters.waiting == 2:
+            pass
+        streams.append(runner.stream("Hello", max_tokens=4))
+        streams.pop(0).close()
+        assert [len(list(stream)) > 0 for stream in streams] == [True, True]
 
 
 def test_timeout_ends_with_what_there_is(runner):
@@ -357,7 +385,8 @@ def test_use_after_close(smollm2):
         with pytest.raises(ClosedError):
             call()
     assert repr(runner) == "<LlamaRunner closed>"
-    assert stream.completion.finish_reason == "cancelled"
+    with pytest.raises(ClosedError, match="closed while this generation was under way"):
+        _ = stream.completion
 
 
 def test_quick(smollm2):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from llama_runner import core, errors, models, quick
     from llama_runner._info import __version__, build_info
     from llama_runner.params import GenerationParams
+    from llama_runner.pool import RunnerPool, WorkerRunner
     from llama_runner.results import Chunk, Completion, ContextInfo, Timings, TokenLogprob, Usage
     from llama_runner.runner import LlamaRunner, Stream
 
@@ -25,10 +26,12 @@ __all__ = [
     "ContextInfo",
     "GenerationParams",
     "LlamaRunner",
+    "RunnerPool",
     "Stream",
     "Timings",
     "TokenLogprob",
     "Usage",
+    "WorkerRunner",
     "__version__",
     "build_info",
     "core",
@@ -43,10 +46,12 @@ _HOMES = {
     "ContextInfo": "results",
     "GenerationParams": "params",
     "LlamaRunner": "runner",
+    "RunnerPool": "pool",
     "Stream": "runner",
     "Timings": "results",
     "TokenLogprob": "results",
     "Usage": "results",
+    "WorkerRunner": "pool",
     "__version__": "_info",
     "build_info": "_info",
 }

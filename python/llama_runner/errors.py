@@ -39,6 +39,7 @@ __all__ = [
     "NativeLibraryError",
     "NoSlotError",
     "OutOfMemoryError",
+    "PoolTimeoutError",
     "ResponseParseError",
     "RowSamplingError",
     "SamplingError",
@@ -47,6 +48,7 @@ __all__ = [
     "UnknownParameterError",
     "UnsupportedModelError",
     "UsageError",
+    "WorkerDiedError",
     "unknown_name",
 ]
 
@@ -217,6 +219,27 @@ class CellMismatchError(LlamaRuntimeError, RuntimeError):
     def __init__(self, message: str, differences: Iterable[str] = ()):
         super().__init__(message)
         self.differences = tuple(differences)
+
+
+class PoolTimeoutError(LlamaRuntimeError, TimeoutError):
+    """A pool had no runner to give within the time; the message says what it waited for."""
+
+
+class WorkerDiedError(LlamaRuntimeError, RuntimeError):
+    """A worker process ended with calls under way, or has ended too often to be started again.
+
+    ``exit_code`` is its exit status, negative where it was a signal, which ``signal`` gives as a number; ``pid`` was
+    its own.
+    """
+
+    def __init__(self, message: str, exit_code: int | None = None, pid: int | None = None):
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.pid = pid
+
+    @property
+    def signal(self) -> int | None:
+        return -self.exit_code if self.exit_code is not None and self.exit_code < 0 else None
 
 
 # --- the call --------------------------------------------------------------------------------------

@@ -211,8 +211,9 @@ class GenerationParams:
         """``with_stop("a", "b")``, ``with_stop(["a", "b"])``; ``with_stop()`` takes all stops away."""
         return self.replace(stop=values[0] if len(values) == 1 else values)
 
-    def with_stop_tokens(self, *values: int) -> GenerationParams:
-        return self.replace(stop_tokens=values)
+    def with_stop_tokens(self, *values: int | Iterable[int]) -> GenerationParams:
+        """``with_stop_tokens(1, 2)``, ``with_stop_tokens([1, 2])``; ``with_stop_tokens()`` takes all away."""
+        return self.replace(stop_tokens=values[0] if len(values) == 1 else values)
 
     def with_echo(self, value: bool = True) -> GenerationParams:
         return self.replace(echo=value)

@@ -292,9 +292,9 @@ class Engine:
         """Keep what is cached of ``tokens`` from being evicted, and no longer what ``instead_of`` ends."""
         with self._lock:
             try:
-                if self.scheduler.running:  # of those some may have ended, and what they read is to be found
-                    with self._paused():
-                        self.scheduler.settle_ended()
+                if len(tokens) and not self._closed:
+                    with self._paused():  # what has ended is to be found
+                        pass
                 tree = self.residency.tree
                 found = tree.match(tokens, key)
                 if found.length == 0:
@@ -320,6 +320,7 @@ class Engine:
     def _paused(self) -> Iterator[Context]:
         self.loop.pause()
         try:
+            self.scheduler.settle_ended()  # what has ended is a prefix by now, whoever looks
             yield self.context
         finally:
             self.loop.resume()
@@ -372,7 +373,6 @@ class Engine:
         new = self._take_inbox()
         if new or events & {"ended", "room"} or ("wake" in events and scheduler.waiting):
             with self._paused():
-                self.scheduler.settle_ended()
                 scheduler.settle_marks()
                 if "room" in events:
                     scheduler.relieve()
@@ -463,7 +463,6 @@ class Engine:
     def clear(self) -> None:
         """Forget every prefix that no request uses and nothing pins, in every tier."""
         with self.paused():
-            self.scheduler.settle_ended()
             self.residency.clear()
 
     def _check_open(self) -> None:

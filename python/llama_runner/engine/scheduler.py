@@ -88,7 +88,7 @@ class Scheduler:
 
     def need(self, request: Request) -> int:
         """Cells that a request may come to hold."""
-        if request.params.max_tokens is not None:
+        if self.bounded(request):
             return len(request.prompt) + request.limit
         fair = max(1, (self.n_ctx - len(request.prompt)) // request.siblings)
         return len(request.prompt) + min(request.limit, UNBOUNDED_RESERVE, fair)
@@ -97,6 +97,11 @@ class Scheduler:
         """Cells that a request and its followers, which share its prompt, may come to hold."""
         each = self.need(request) - len(request.prompt)
         return len(request.prompt) + each * len(request.group)
+
+    def bounded(self, request: Request) -> bool:
+        """Whether it said how many tokens it wants, and not just as many as the context holds."""
+        most = request.params.max_tokens
+        return most is not None and len(request.prompt) + most <= self.n_ctx
 
     def cells_used(self) -> int:
         """Cells that hold something; the loop is paused."""
@@ -381,9 +386,16 @@ class Scheduler:
             if len(order) > 1:
                 self.preempt(order[0])
             elif order:
-                why = f"the context of {self.n_ctx} cells is full and holds nothing else that could go"
-                self.loop.fail(order[0].job, "no_room", why)
+                self._end_full(order[0])
         self.loop.unstall()
+
+    def _end_full(self, request: Request) -> None:
+        """It has the memory to itself, with what is pinned, and that is full: the end of the context has come early."""
+        if request.job.progress["n_sampled"] and not self.bounded(request):
+            self.loop.end(request.job, "length")
+        else:
+            why = f"the context of {self.n_ctx} cells is full and holds nothing else that could go"
+            self.loop.end(request.job, "error", "no_room", why)
 
     def drop(self, request: Request) -> None:
         """After the loop has stopped: let go of a request, and keep what it held as a prefix."""

@@ -136,7 +136,7 @@ cdef extern from "engine/engine.h" nogil:
     void lr_job_mark(lr_job *job, int32_t at, int32_t seq_id)
     void lr_job_watch(lr_job *job, int32_t at)
     void lr_job_end_now(lr_job *job, int32_t end, int32_t error, const char *why)
-    void lr_engine_fail(lr_engine *engine, lr_job *job, int32_t error, const char *why)
+    void lr_engine_end(lr_engine *engine, lr_job *job, int32_t how, int32_t error, const char *why)
     void lr_engine_unstall(lr_engine *engine)
     int lr_engine_adapters(
         lr_engine *engine, int32_t set, llama_adapter_lora **adapters, const float *scales, int32_t n

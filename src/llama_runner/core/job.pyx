@@ -43,8 +43,8 @@ cdef extern from "Python.h":
     int PyErr_CheckSignals() except -1
     unsigned long PyThread_get_thread_ident() nogil
 
-cdef tuple ENDS = (None, "eos", "stop", "length", "cancelled", "timeout", "fed", "error")
-cdef tuple ERRORS = (None, "sampling", "no_room", "decode", "closed", "poisoned", "memory")
+ENDS = (None, "eos", "stop", "length", "cancelled", "timeout", "fed", "error")
+ERRORS = (None, "sampling", "no_room", "decode", "closed", "poisoned", "memory")
 cdef int64_t SIGNAL_US = 50000  # how promptly Ctrl-C is felt while waiting
 cdef unsigned long main_thread_ident = threading.main_thread().ident
 cdef int64_t FOREVER_US = 3600000000

@@ -21,7 +21,7 @@ from llama_runner._c.engine cimport (
     lr_engine_count,
     lr_engine_counters,
     lr_engine_ended,
-    lr_engine_fail,
+    lr_engine_end,
     lr_engine_fail_next,
     lr_engine_follow,
     lr_engine_free,
@@ -49,9 +49,9 @@ from llama_runner.core.job cimport Job
 
 from llama_runner import errors
 from llama_runner._check import check_float, check_int, check_text
+from llama_runner.core.job import ENDS, ERRORS
 
 cdef dict EVENTS = {"ended": 1, "output": 2, "room": 4, "wake": 8, "stopped": 16}
-cdef dict ERROR_CODES = {"sampling": 1, "no_room": 2, "decode": 3, "closed": 4, "poisoned": 5, "memory": 6}
 cdef int TAGS = 256
 
 _live = weakref.WeakSet()
@@ -269,12 +269,14 @@ cdef class DecodeLoop:
             check_int("n_resident", n_resident, 0, job.progress["n_tokens"] - (job.chain is not None)),
         )
 
-    def fail(self, Job job not None, error, why):
-        """While paused: end a job with an error, ``"no_room"`` for one."""
+    def end(self, Job job not None, how, error=None, why=""):
+        """While paused: end a job that is in the loop, as ``Job.finish`` ends one that is not."""
         cdef bytes text = check_text("why", why)
-        if error not in ERROR_CODES:
-            raise errors.InvalidArgumentError(f"error={error!r}: it is one of {', '.join(ERROR_CODES)}")
-        lr_engine_fail(self.ptr, job.ptr, ERROR_CODES[error], text)
+        if how is None or how not in ENDS or error not in ERRORS:
+            raise errors.InvalidArgumentError(f"how={how!r}, error={error!r}: one of {ENDS[1:]}, and of {ERRORS}")
+        if job.progress["tag"] not in self.jobs:
+            raise errors.InvalidArgumentError("the job is not in this loop: use Job.finish()")
+        lr_engine_end(self.ptr, job.ptr, ENDS.index(how), ERRORS.index(error), text)
 
     def add_processor(self, function):
         """Make ``function(tokens, logits)`` a processor; returns its number, for ``Job``.

@@ -166,8 +166,8 @@ LR_API void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id);
 LR_API void lr_job_watch(lr_job * job, int32_t at);
 // Ends it.
 LR_API void lr_job_end_now(lr_job * job, int32_t end, int32_t error, const char * why);
-// While paused: ends a job with an error of the caller's, such as LR_ERROR_NO_ROOM.
-LR_API void lr_engine_fail(lr_engine * engine, lr_job * job, int32_t error, const char * why);
+// While paused: ends a job, with an error of the caller's such as LR_ERROR_NO_ROOM where `how` is LR_END_ERROR.
+LR_API void lr_engine_end(lr_engine * engine, lr_job * job, int32_t how, int32_t error, const char * why);
 // While paused: there may be room again for jobs that were held back.
 LR_API void lr_engine_unstall(lr_engine * engine);
 // While paused: a set of adapters that jobs may name, by its number (not 0), or, with n = 0, one that none names any more.

@@ -295,8 +295,8 @@ void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident) {
     job->progress.n_reached  = job->n_reached;
 }
 
-void lr_engine_fail(lr_engine * engine, lr_job * job, int32_t error, const char * why) {
-    engine->end(job, LR_END_ERROR, (lr_job_error) error, why);
+void lr_engine_end(lr_engine * engine, lr_job * job, int32_t how, int32_t error, const char * why) {
+    engine->end(job, (lr_job_end) how, (lr_job_error) error, why);
     std::lock_guard<std::mutex> lock(engine->mutex);
     job->stalled = false;  // so that the next step lets go of it
     engine->counters.n_stalled = 0;
