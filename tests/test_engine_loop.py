@@ -398,12 +398,12 @@ def test_injected_failures_end_as_they_should(loop: DecodeLoop) -> None:
     job = run(1, 10_000)
     until(lambda: "room" in loop.wait(1), "the loop asks for room")
     loop.pause()
-    loop.fail(job, "no_room", "nothing to spare")
+    loop.end(job, "error", "no_room", "nothing to spare")
     loop.resume()
     assert read(job)[3] == "error"
     assert (job.progress["error"], job.error_text) == ("no_room", "nothing to spare")
     with pytest.raises(errors.LlamaRunnerError):
-        loop.fail(job, "unknown", "why")
+        loop.end(job, "error", "unknown")
     loop._fail_next(0, 0)
     assert loop.counters["failed_decodes"] > 5
     assert loop.counters["retried_rows"] > 20
