@@ -289,6 +289,25 @@ def test_followers_of_a_leader_that_ends_go_on(loop: DecodeLoop) -> None:
     assert [job.progress["n_computed"] for job in jobs] == [0, 20, 0, 0]
 
 
+def test_followers_of_two_leaders_that_end_together_stay_apart(loop: DecodeLoop) -> None:
+    other = TOKENS[::-1][:7].copy()
+    plain = [job_of(loop, tokens, seq_id=i, tag=i) for i, tokens in enumerate((TOKENS, other))]
+    for job in plain:
+        loop.add(job)
+    expected = [read(job)[1] for job in plain]
+    ended(loop, 2)
+    loop.pause()
+    loop.context.memory.clear()
+    leaders = [job_of(loop, tokens, seq_id=i, tag=10 + i) for i, tokens in enumerate((TOKENS, other))]
+    followers = [job_of(loop, tokens, seq_id=2 + i, tag=20 + i) for i, tokens in enumerate((TOKENS, other))]
+    for leader, follower in zip(leaders, followers, strict=True):
+        loop.add(leader, [follower])
+        leader.cancel()
+    loop.resume()
+    assert [read(job)[1] for job in followers] == expected
+    assert [job.progress["n_computed"] for job in followers] == [20, 7]
+
+
 def test_a_cancelled_follower_does_not_wait_for_its_leader(loop: DecodeLoop) -> None:
     leader, follower = job_of(loop, tag=1), job_of(loop, tag=2, seq_id=1)
     loop._fail_next(1, 10_000)

@@ -148,8 +148,12 @@ void lr_engine::drop_ended() {
             left.push_back(job);
             continue;
         }
-        orphans.insert(orphans.end(), job->followers.begin(), job->followers.end());
-        job->followers.clear();
+        if (!job->followers.empty()) {  // the first of them leads the others; those of another leader have other tokens
+            lr_job * heir = job->followers.front();
+            heir->followers.assign(job->followers.begin() + 1, job->followers.end());
+            orphans.push_back(heir);
+            job->followers.clear();
+        }
         tags.push_back(job->tag);
         job->drop();
     }
@@ -158,10 +162,7 @@ void lr_engine::drop_ended() {
         return;
     }
     std::lock_guard<std::mutex> lock(mutex);
-    if (!orphans.empty()) {
-        orphans.front()->followers.assign(orphans.begin() + 1, orphans.end());
-        inbox.push_back(orphans.front());
-    }
+    inbox.insert(inbox.end(), orphans.begin(), orphans.end());
     ended_tags.insert(ended_tags.end(), tags.begin(), tags.end());
     raise(LR_EVENT_ENDED);
 }
