@@ -7,11 +7,13 @@ says of the cache with a cache that forgets nothing (``engine_truth``).
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,16 @@ POOL = pool(0)
 prompts = st.integers(0, len(POOL) - 1)
 tails = st.lists(st.integers(270, 290), max_size=3)
 places = st.integers(0, 7)  # of the request, or sequence, that a rule is about: counted from the newest
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Write down what fails: with threads another run may not fail, and hypothesis tells of that alone."""
+    try:
+        yield
+    except AssertionError:
+        traceback.print_exc()
+        raise
 
 
 @dataclass
@@ -192,7 +204,8 @@ class EngineMachine(RuleBasedStateMachine):
         if hasattr(self, "engine"):
             assert not self.engine.closed, "it took too long, or its manager died"
             type(self).steps += 1
-            verify(self.engine, [sequence._pin for sequence in self.sequences])
+            with told():
+                verify(self.engine, [sequence._pin for sequence in self.sequences])
 
     # --- requests
 
@@ -226,7 +239,7 @@ class EngineMachine(RuleBasedStateMachine):
         logprobs=st.sampled_from([None, 0, 2]),
     )
     def ask(self, which: int, tail: list[int], n: int, priority: int, owner: str | None, **how: Any) -> None:
-        self.unsure()
+        self.sure = None
         params = GenerationParams(ignore_eos=True, seed=self.steps, **how)
         prompt = np.concatenate([POOL[which], np.array(tail, np.int32)])
         self.submit(prompt, params, n=n, priority=priority, owner=owner)
@@ -240,7 +253,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(chance=st.integers(0, 2**31), n=st.integers(2, 6), steps=st.integers(0, 12))
     def burst(self, chance: int, n: int, steps: int) -> None:
         """Several at once, and then a few steps."""
-        self.unsure()
+        self.sure = None
         self.hold()
         rng = random.Random(chance)
         for _ in range(n):
@@ -277,6 +290,7 @@ class EngineMachine(RuleBasedStateMachine):
         live = self.live.pop(len(self.live) - 1 - place % len(self.live))
         self.check(live, self.answer(live))
 
+    @told()
     def check(self, live: Live, out: Completion | None) -> None:
         request = live.request
         progress, tokens = request.job.progress, request.job.tokens
@@ -336,13 +350,10 @@ class EngineMachine(RuleBasedStateMachine):
         if not self.kind.parts and known - found >= MARK and free > 1:
             self.sure.add(prompt[: min(known, len(prompt) - 1)])
 
-    def unsure(self) -> None:
-        self.sure = None
-
     @precondition(lambda self: getattr(self, "live", None))
     @rule(place=places, collect=st.booleans())
     def cancel(self, place: int, collect: bool) -> None:
-        self.unsure()
+        self.sure = None
         place %= len(self.live)
         self.engine.cancel(self.live[len(self.live) - 1 - place].request)
         if collect:
@@ -351,7 +362,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: getattr(self, "live", None))
     @rule(place=places, chunks=st.integers(0, 3))
     def leave_a_stream(self, place: int, chunks: int) -> None:
-        self.unsure()
+        self.sure = None
         self.go()
         live = self.live.pop(len(self.live) - 1 - place % len(self.live))
         try:
@@ -369,7 +380,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     @rule(which=prompts, compute=st.booleans())
     def make_a_sequence(self, which: int, compute: bool) -> None:
-        self.unsure()
+        self.sure = None
         if len(self.sequences) > 5:
             self.sequences.pop(0).unpin()
         sequence = Sequence(self.engine, () if compute else POOL[which], priority=1)
@@ -381,7 +392,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def attempt(self, call: Any) -> Any:
         """The result, or None after an error owed to an injected failure or to want of room."""
-        self.unsure()
+        self.sure = None
         self.go()
         try:
             result = call()
@@ -514,7 +525,7 @@ class EngineMachine(RuleBasedStateMachine):
     def clear(self) -> None:
         self.engine.clear()
         if self.live or any(sequence.pinned for sequence in self.sequences):
-            self.unsure()
+            self.sure = None
             return
         self.go()
         self.quiet()
@@ -536,7 +547,7 @@ class EngineMachine(RuleBasedStateMachine):
             return
         self.go()
         live, self.live = self.live, []
-        sequences = [(s.tokens.copy(), s.pinned) for s in self.sequences]
+        sequences = [sequence.tokens.copy() for sequence in self.sequences]
         for sequence in self.sequences:
             sequence.unpin()
         self.sequences.clear()
@@ -550,15 +561,12 @@ class EngineMachine(RuleBasedStateMachine):
             assert each.request.ended
             self.known.add(each.request.job.tokens)
         self.open()
-        self.unsure()
-        self.sequences += [Sequence(self.engine, tokens) for tokens, _ in sequences]
-
-
-MachineFactory = Any
+        self.sure = None
+        self.sequences += [Sequence(self.engine, tokens) for tokens in sequences]
 
 
 @pytest.fixture
-def machine_of(tiny_model: TinyModelFactory, tmp_path: Path) -> Iterator[MachineFactory]:
+def machine_of(tiny_model: TinyModelFactory, tmp_path: Path) -> Iterator[Any]:
     made: list[type[EngineMachine]] = []
 
     def make(name: str) -> type[EngineMachine]:
@@ -577,7 +585,7 @@ def machine_of(tiny_model: TinyModelFactory, tmp_path: Path) -> Iterator[Machine
 
 @pytest.mark.filterwarnings("ignore:.*:hypothesis.errors.NonInteractiveExampleWarning")
 @pytest.mark.parametrize("name", KINDS)
-def test_ten_thousand_operations(machine_of: MachineFactory, name: str) -> None:
+def test_ten_thousand_operations(machine_of: Any, name: str) -> None:
     machine = machine_of(name)
     run_state_machine_as_test(
         seed(len(name))(machine),
