@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +15,7 @@ from llama_runner.core import Batch, Context, Model
 from llama_runner.engine.prefix import common_length
 from llama_runner.results import Completion
 
-__all__ = ["EXACT", "Alone", "PerfectCache", "Tokens"]
+__all__ = ["EXACT", "Alone", "PerfectCache", "Tokens", "told"]
 
 Tokens = npt.NDArray[np.int32]
 EXACT: dict[str, Any] = {"type_k": "f32", "type_v": "f32", "flash_attn": False, "n_threads": 1}
@@ -85,3 +88,13 @@ class PerfectCache:
         if len(tokens) and tokens.tobytes() not in self.ends:
             self.logs.append(tokens)
             self.ends.add(tokens.tobytes())
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Write down what fails: with threads another run may not fail, and hypothesis tells of that alone."""
+    try:
+        yield
+    except AssertionError:
+        traceback.print_exc()
+        raise

@@ -7,13 +7,12 @@ says of the cache with a cache that forgets nothing (``engine_truth``).
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import random
 import sys
 import threading
 import time
-import traceback
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from hypothesis.stateful import (
 
 from engine_account import verify
 from engine_kinds import KINDS, Kind, pool
-from engine_truth import CLOSE, EXACT, Alone, PerfectCache, Tokens
+from engine_truth import CLOSE, EXACT, Alone, PerfectCache, Tokens, told
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, errors
 from llama_runner.core import Context, Model, live_objects
@@ -57,16 +56,6 @@ POOL = pool(0)
 prompts = st.integers(0, len(POOL) - 1)
 tails = st.lists(st.integers(270, 290), max_size=3)
 places = st.integers(0, 7)  # of the request, or sequence, that a rule is about: counted from the newest
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Write down what fails: with threads another run may not fail, and hypothesis tells of that alone."""
-    try:
-        yield
-    except AssertionError:
-        traceback.print_exc()
-        raise
 
 
 @dataclass
@@ -139,8 +128,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.end_all()
         self.engine.clear()
         verify(self.engine, idle=True)
-        assert self.context.memory.n_used == 0
-        assert list(self.engine.residency.tree.nodes()) == []
+        assert self.context.memory.n_used == 0 == len(list(self.engine.residency.tree.nodes()))
         counters = self.engine.counters
         assert counters.running == counters.waiting == counters.loop["n_jobs"] == 0
         self.end()
@@ -148,8 +136,7 @@ class EngineMachine(RuleBasedStateMachine):
         gc.collect()
         assert live_objects()["jobs"] == 0
 
-    # --- the loop is held back between two rules, and let go step by step, so that they meet what is under way
-
+    # --- the loop is held back between two rules, so that they meet what is under way
     @precondition(lambda self: hasattr(self, "engine"))
     @rule()
     def hold(self) -> None:
@@ -294,11 +281,11 @@ class EngineMachine(RuleBasedStateMachine):
     def check(self, live: Live, out: Completion | None) -> None:
         request = live.request
         progress, tokens = request.job.progress, request.job.tokens
-        self.known.add(tokens)
         type(self).preempted += request.preempted
         # whatever was computed before, or runs at the same time, and no more
-        others = [*self.known.logs[:-1], *(other.request.job.tokens for other in self.live)]
+        others = [*self.known.logs, *(other.request.job.tokens for other in self.live)]
         perfect = PerfectCache(True, others)
+        self.known.add(tokens)
         usage = request.usage()
         assert usage.prompt_tokens == len(request.prompt) == usage.cached_tokens + usage.computed_tokens
         assert usage.cached_tokens <= len(request.prompt)
@@ -381,14 +368,17 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(which=prompts, compute=st.booleans())
     def make_a_sequence(self, which: int, compute: bool) -> None:
         self.sure = None
-        if len(self.sequences) > 5:
-            self.sequences.pop(0).unpin()
+        self.drop_sequences()
         sequence = Sequence(self.engine, () if compute else POOL[which], priority=1)
         self.sequences.append(sequence)
         if compute:
             self.attempt(lambda: sequence.extend(POOL[which]))
             assert sequence.tokens.tolist() in ([], POOL[which].tolist())
             self.known.add(POOL[which])
+
+    def drop_sequences(self) -> None:
+        while len(self.sequences) > 6:
+            self.sequences.pop(0).unpin()
 
     def attempt(self, call: Any) -> Any:
         """The result, or None after an error owed to an injected failure or to want of room."""
@@ -436,8 +426,7 @@ class EngineMachine(RuleBasedStateMachine):
         made = sequence.fork(n)
         assert all(fork.tokens.tolist() == sequence.tokens.tolist() for fork in made)
         self.sequences += made
-        while len(self.sequences) > 6:
-            self.sequences.pop(0).unpin()
+        self.drop_sequences()
 
     @precondition(lambda self: getattr(self, "sequences", None))
     @rule(place=places, max_tokens=st.integers(1, 12))
@@ -588,7 +577,7 @@ def machine_of(tiny_model: TinyModelFactory, tmp_path: Path) -> Iterator[Any]:
 def test_ten_thousand_operations(machine_of: Any, name: str) -> None:
     machine = machine_of(name)
     run_state_machine_as_test(
-        seed(len(name))(machine),
+        seed(zlib.crc32(name.encode()))(machine),
         settings=settings(
             max_examples=RUNS,
             stateful_step_count=STEPS,
@@ -606,7 +595,6 @@ def test_ten_thousand_operations(machine_of: Any, name: str) -> None:
     )
     assert machine.steps >= 10_000 / len(KINDS)
     assert machine.requests >= machine.steps / 10
-    assert machine.exact_checks > 0
-    assert machine.preempted > 0
+    assert min(machine.exact_checks, machine.preempted) > 0
     assert machine.failures
     assert alone.near_ties <= alone.compared / 100
