@@ -184,7 +184,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.hung.join()
         self.engine.close()
         self.context.close()
-        del self.engine, self.context
+        del self.engine, self.context, self.hung
 
     @invariant()
     def the_account_is_true(self) -> None:
