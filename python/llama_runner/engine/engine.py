@@ -36,6 +36,7 @@ from llama_runner.errors import (
     ContextOverflowError,
     InvalidArgumentError,
     LlamaRunnerError,
+    LlamaRuntimeError,
 )
 from llama_runner.params import GenerationParams
 
@@ -87,33 +88,42 @@ class Engine:
         check_float("pace", pace, 1, 1000)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
-        # a window loses positions that it has left behind even where there is room for all of them (swa_full)
+        # a window, even one that is held in full, loses cells of its own that its end attends to no more (llama.cpp lets the
+        # next batch have them): what begins in its middle could not be computed any more
         parts = kind == "attention"
-        self.residency = Residency(
-            context,
-            parts=parts,
-            can_save=bool(able["known"]),
-            host_bytes=check_int("host_cache_bytes", host_cache_bytes, 0, 2**62),
-            disk=None if disk_cache is None else Path(disk_cache).expanduser(),
-            disk_bytes=check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62),
-            fingerprint=json.dumps(context.fingerprint, sort_keys=True),
-        )
         self.memory_kind = kind
         self._lock = threading.RLock()
         self._tags = itertools.count(1)
         self._requests = 0
         self._inbox_lock = threading.Lock()
         self._inbox: deque[Request] = deque()
+        self._unpinned: deque[Node] = deque()
         self._sets: dict[Hashable, int] = {}  # numbers of the adapters that requests are computed with
         self._set_users: dict[Hashable, int] = {}  # and how many requests are
         self._set_numbers = itertools.count(1)
         self._processors: dict[int, int] = {}  # how many requests use each
+        check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
+        check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
+        try:
+            context.memory.clear()  # what an earlier engine, or its owner, left there is nobody's
+            self.residency = Residency(
+                context,
+                parts=parts,
+                can_save=bool(able["known"]),
+                host_bytes=host_cache_bytes,
+                disk=None if disk_cache is None else Path(disk_cache).expanduser(),
+                disk_bytes=disk_cache_bytes,
+                fingerprint=json.dumps(context.fingerprint, sort_keys=True),
+            )
+        except BaseException:
+            self.loop.close()
+            raise
         self.scheduler = Scheduler(
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
         self._closed = False
-        self._done = threading.Event()  # closing is over
+        self._gone = threading.Event()  # it is closed, and the context is free
         self._manager = threading.Thread(target=self._manage, name="llama-runner-engine", daemon=True)
         self._manager.start()
 
@@ -164,7 +174,12 @@ class Engine:
                 for seed, each in zip(seeds, chains, strict=True)
             ]  # fmt: skip
             requests[0].lead(requests[1:])
-            self._enqueue(requests[0])
+            try:
+                self._enqueue(requests[0])
+            except BaseException:
+                if processor >= 0 and processor not in self._processors:
+                    self.loop.remove_processor(processor)
+                raise
         return requests
 
     def feed(
@@ -207,6 +222,14 @@ class Engine:
                 f"it may come to {cells} cells, and the quota of {request.owner!r} is {quota}: make max_tokens smaller",
                 cells,
                 quota,
+            )
+        together = scheduler.need_together(request)
+        if together > self.context.n_ctx and not scheduler.countless:
+            raise ContextOverflowError(
+                f"{len(request.group)} generations of a prompt of {len(request.prompt)} tokens may come to {together} cells, and "
+                f"the context has {self.context.n_ctx}: make n or max_tokens smaller, or n_ctx larger",
+                together,
+                self.context.n_ctx,
             )
         waiting = len(scheduler.waiting) + len(self._inbox)
         if waiting >= self.max_waiting:
@@ -278,22 +301,30 @@ class Engine:
     def pin(self, tokens: Tokens, instead_of: Node | None = None, key: Hashable = None) -> Node | None:
         """Keep what is cached of ``tokens`` from being evicted, and no longer what ``instead_of`` ends."""
         with self._lock:
-            if instead_of is not None:
-                instead_of.pins -= 1
-            if len(tokens) == 0:
-                return None
-            if not self._closed:
-                with self._paused():
-                    pass
-            tree = self.residency.tree
-            found = tree.match(tokens, key)
-            if found.length == 0:
-                return None
-            node = found.node
-            if found.inside < len(node.tokens) and self.residency.parts:
-                node = tree.split(node, found.inside)
-            node.pins += 1
-            return node
+            try:
+                if len(tokens) and not self._closed:
+                    with self._paused():  # what has ended is to be found
+                        pass
+                tree = self.residency.tree
+                found = tree.match(tokens, key)
+                if found.length == 0:
+                    return None
+                node = found.node
+                if found.inside < len(node.tokens) and self.residency.parts:
+                    node = tree.split(node, found.inside)
+                node.pins += 1
+                return node
+            finally:
+                if instead_of is not None:
+                    self.residency.unpin(instead_of)
+
+    def unpin_soon(self, node: Node) -> None:
+        """Undo a pin, without waiting for anything: for what is collected in the middle of no matter what."""
+        self._unpinned.append(node)
+
+    def _unpin_dropped(self) -> None:
+        while self._unpinned:
+            self.residency.unpin(self._unpinned.popleft())
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[Context]:
@@ -313,6 +344,7 @@ class Engine:
         with self._lock:
             self._check_open()
             with self._paused() as context:
+                self._unpin_dropped()
                 yield context
 
     # --- the manager
@@ -324,12 +356,16 @@ class Engine:
                 with self._lock:
                     if self._closed:
                         return
+                    self._unpin_dropped()
                     self.scheduler.expire()
                     self._collect(events)
                 if "stopped" in events:
                     return
-        except BaseException:
+        except BaseException as error:
             # nobody would be answered any more: better that everybody hears of it
+            if type(error) is LlamaRuntimeError:  # an assertion failed inside llama.cpp: the context takes nothing any more
+                self._close("poisoned", str(error))
+                return
             self.close()
             raise
 
@@ -453,26 +489,30 @@ class Engine:
 
         With a ``disk_cache``, what is cached is written there first.
         """
+        self._close("closed", "the engine was closed before its turn came")
+
+    def _close(self, error: str, why: str) -> None:
         with self._lock:
-            first, self._closed = not self._closed, True
+            already, self._closed = self._closed, True
+        if already:
+            if threading.current_thread() is not self._manager:
+                self._gone.wait(10)  # another thread is at it
+            return
+        try:
+            self._end(error, why)
+        finally:
+            self._gone.set()
+
+    def _end(self, error: str, why: str) -> None:
+        with self._lock:
             waiting, self.scheduler.waiting = self.scheduler.waiting, []
             with self._inbox_lock:
                 waiting += self._inbox
                 self._inbox.clear()
-        if not first:  # another thread is at it
-            if threading.current_thread() is not self._manager:
-                self._done.wait()
-            return
-        try:
-            self._close(waiting)
-        finally:
-            self._done.set()
-
-    def _close(self, waiting: list[Request]) -> None:
         self.loop.close()
         for request in waiting:
             for member in request.group:
-                member.job.finish("error", "closed", "the engine was closed before its turn came")
+                member.job.finish("error", error, why)
                 member.announce()
         for request in self.scheduler.running.values():
             request.announce()
@@ -487,7 +527,7 @@ class Engine:
         if not self.residency.tiers.disk_limit:
             return
         try:
-            self.scheduler.cells_used()
+            _ = self.context.memory.n_used
         except LlamaRunnerError:  # it is closed, or unusable
             return
         for request in list(self.scheduler.running.values()):

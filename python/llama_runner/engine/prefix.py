@@ -75,10 +75,12 @@ class Match:
 class PrefixCache:
     """Which prefixes are known, and where. The caller guards it with a lock of its own.
 
-    What was computed with different adapters has nothing in common: a ``key`` (None for none) chooses the tree.
+    What was computed with different adapters has nothing in common: a ``key`` (None for none) chooses the tree. ``parts``
+    says whether the keys and values of a node's tokens are of use without those of all of them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, parts: bool = True) -> None:
+        self._parts = parts
         self._roots: dict[Hashable, Node] = {}
         self._clock = itertools.count(1)
 
@@ -130,14 +132,17 @@ class PrefixCache:
             node = node.parent
 
     def split(self, node: Node, inside: int) -> Node:
-        """Cut a node after ``inside`` of its tokens; returns the new upper part, and ``node`` becomes the lower one."""
+        """Cut a node after ``inside`` of its tokens; returns the new upper part, and ``node`` becomes the lower one.
+
+        A state that cannot be cut stays the lower one's alone.
+        """
         assert node.parent is not None and 0 < inside < len(node.tokens)
         upper = Node(
             node.parent,
             node.start,
             node.tokens[:inside].copy(),
-            resident=node.resident,
-            stored=node.stored,
+            resident=node.resident and self._parts,
+            stored=node.stored if self._parts else None,
             last_used=node.last_used,
             used_at=node.used_at,
         )

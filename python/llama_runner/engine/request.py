@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner.core import Job, SamplerChain, Vocab
-from llama_runner.engine.prefix import Match, Node
+from llama_runner.engine.prefix import Node
 from llama_runner.errors import (
     ClosedError,
     ContextOverflowError,
@@ -88,7 +88,8 @@ class Request:
         )
         # how many tokens at most may be taken from the cache: the rest must be computed for what it is to leave
         self.most = len(prompt) - (chain is not None or want in ("logits", "embedding"))
-        if want == "logprobs":
+        self.scores = want == "logprobs"
+        if self.scores:
             self.most = min(self.most, want_from - 1)
         # --- the engine's, under its lock
         self.seq_id: int | None = None
@@ -98,6 +99,7 @@ class Request:
         )
         self.followers: list[Request] = []  # those that share its prompt, and sample from the same logits
         self.leader: Request | None = None  # of which it is a follower
+        self.siblings = 1  # how many there are, or were, of its group
         self.sharing = False  # waits for another that reads the same
         self.queued = False  # its time in the queue has been counted
         self.preempted = 0
@@ -130,21 +132,28 @@ class Request:
         self.followers = followers
         for follower in followers:
             follower.leader = self
+        for member in self.group:
+            member.siblings = max(member.siblings, len(self.group))
 
-    def note(self, vocab: Vocab, cached: int, restored: int, found: Match) -> None:
-        """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays."""
+    def note(self, vocab: Vocab, cached: int, restored: int, known: int, differs: int | None) -> None:
+        """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays.
+
+        Of the prompt's tokens that it had not got to by then, others may have computed some more meanwhile.
+        """
         if self.admitted:
+            skipped = min(cached, len(self.prompt)) - int(self.job.progress["n_reached"])
+            if skipped > 0 and not self.follows:
+                self.cached_tokens += skipped
             return
         self.admitted = time.perf_counter()
-        self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, found.length
-        differs = found.differs_from
+        self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, known
         if differs is not None:
             self.cache_differs_at = vocab.token_to_piece(differs, special=True).decode(errors="replace")
         if cached >= self.most:
             self.reason = "all of it was known; what it has to leave is computed"
-        elif cached < found.length:
+        elif cached < known:
             self.reason = "this memory goes back to checkpoints alone, or what was saved is gone or damaged"
-        elif found.length == 0:
+        elif known == 0:
             self.reason = "nothing that is cached begins like it"
         elif differs is None:
             self.reason = "the rest is new"
@@ -157,6 +166,12 @@ class Request:
         self.follows = True
         self.known_tokens = len(self.prompt)
         self.reason = "it shares the prompt of another that was sampled with it"
+
+    def note_preempted(self) -> None:
+        """What it has not read until now was cached for it; what it reads from now on may be for the second time."""
+        if self.follows and self.job.progress["fed_us"]:
+            self.cached_tokens = self.usage().cached_tokens
+            self.follows = False
 
     def announce(self) -> None:
         """Wake whoever waits for it on an event loop."""

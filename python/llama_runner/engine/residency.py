@@ -71,7 +71,7 @@ class Residency:
         self.context = context
         self.memory = context.memory
         self.parts = parts
-        self.tree = PrefixCache()
+        self.tree = PrefixCache(parts=parts)
         self.counters = CacheCounters()
         self.tiers = Tiers(
             host_bytes=host_bytes if can_save else 0,
@@ -172,6 +172,22 @@ class Residency:
                 return node.end, node.end if node.seq_id is not None else 0
         return 0, 0
 
+    def anchor(self, found: Match, most: int) -> Node:
+        """The node to be pinned for who wants to attach a match: what it uses, and nothing that hangs on that.
+
+        Cuts the match's node where the match ends, so that ``found`` is out of date afterwards.
+        """
+        if self.parts:
+            if found.inside < len(found.node.tokens):
+                return self.tree.split(found.node, found.inside)
+            return found.node
+        node = found.node
+        while node.parent is not None:
+            if node.end <= min(found.length, most) and (node.seq_id is not None or node.stored is not None):
+                break
+            node = node.parent
+        return node
+
     def _stored_to(self, found: Match) -> int:
         """Up to where a match is resident or stored without a gap."""
         at = 0
@@ -181,25 +197,16 @@ class Residency:
             at = min(node.end, found.length)
         return at
 
-    def attach(self, found: Match, most: int) -> Attached | None:
-        """A sequence that holds what is known of a prompt, at most ``most`` tokens; ``found`` is its match.
+    def attach(self, seq_id: int, found: Match, most: int) -> Attached:
+        """Let an empty sequence hold what is known of a prompt, at most ``most`` tokens; ``found`` is its match.
 
-        None when every sequence is in use. What is stored is read back; where that fails, less is held.
+        What is stored is read back; where that fails, less is held.
         """
-        found.node.pins += 1  # not to be evicted for the sake of this very request
         try:
-            seq_id = self.take_seq()
-            if seq_id is None:
-                return None
-            try:
-                held, restored = (self._attach_parts if self.parts else self._attach_whole)(
-                    found, seq_id, most
-                )
-            except BaseException:
-                self.release(seq_id)
-                raise
-        finally:
-            found.node.pins -= 1
+            held, restored = (self._attach_parts if self.parts else self._attach_whole)(found, seq_id, most)
+        except BaseException:
+            self.release(seq_id)
+            raise
         self.counters.hits += held > 0
         self.counters.misses += held == 0
         self.counters.tokens_reused += held
@@ -304,6 +311,14 @@ class Residency:
         self.memory.seq_cp(self._spare, seq_id, end, -1)
         self.memory.seq_rm(self._spare, -1, -1)
 
+    def drop_lost(self) -> None:
+        """After a computation that failed: states that were moved for it, and emptied, are nobody's prefix now."""
+        for seq_id, nodes in list(self._held.items()):
+            ends = {node.end for node in nodes}
+            if ends and seq_id not in self.busy and self.memory.seq_pos_max(seq_id) + 1 not in ends:
+                self.counters.damaged += 1
+                self.release(seq_id)
+
     # --- making room
 
     def leaves(self) -> list[Node]:
@@ -313,9 +328,20 @@ class Residency:
             for seq_id, nodes in self._held.items()
             if seq_id not in self.busy
             for node in nodes
-            if not node.pins and not (self.parts and any(child.resident for child in node.children.values()))
+            if not node.pins and not (self.parts and self._needed_below(node))
         ]
         return sorted(found, key=lambda node: node.last_used)
+
+    @staticmethod
+    def _needed_below(node: Node) -> bool:
+        """Whether something that is resident, or pinned, builds on a node."""
+        stack = list(node.children.values())
+        while stack:
+            here = stack.pop()
+            if here.resident or here.pins:
+                return True
+            stack.extend(here.children.values())
+        return False
 
     def evict_one(self, *, keep: bool = True) -> bool:
         """Take the least recently used leaf out of the KV memory, into a tier where there is room; False if none."""
@@ -358,6 +384,11 @@ class Residency:
             parent = node.parent
             self.evict(node)
             node = parent
+
+    def unpin(self, node: Node) -> None:
+        """Undo a pin; what lost all it had while it was pinned goes now. Touches the tree alone."""
+        node.pins -= 1
+        self._prune(node)
 
     def _prune(self, node: Node) -> None:
         """Take out nodes that say nothing any more, from ``node`` upwards."""

@@ -14,7 +14,7 @@ from llama_runner.core import DecodeLoop
 from llama_runner.engine.counters import Times
 from llama_runner.engine.prefix import Match, common_length
 from llama_runner.engine.request import Request
-from llama_runner.engine.residency import Residency
+from llama_runner.engine.residency import Attached, Residency
 from llama_runner.errors import LlamaRunnerError
 
 __all__ = ["Scheduler"]
@@ -50,6 +50,7 @@ class Scheduler:
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
         self._ended: list[Request] = []
+        self._failed = 0  # decodes, when it was last looked what they had cost
         self.preemptions = self.finished = self.failed = self.cancelled = 0
         self.queue, self.first_token, self.inter_token = Times(), Times(), Times()
 
@@ -94,7 +95,13 @@ class Scheduler:
         whole = len(request.prompt) + request.limit
         if self.bounded(request):
             return whole
-        return min(whole, int(request.job.progress["n_tokens"]) + UNBOUNDED_RESERVE)
+        fair = max(1, (self.n_ctx - len(request.prompt)) // request.siblings)
+        return min(whole, int(request.job.progress["n_tokens"]) + min(UNBOUNDED_RESERVE, fair))
+
+    def need_together(self, request: Request) -> int:
+        """Cells that a request and its followers, which share its prompt, may come to hold."""
+        each = self.need(request) - len(request.prompt)
+        return len(request.prompt) + each * len(request.group)
 
     def bounded(self, request: Request) -> bool:
         """Whether it said how many tokens it wants, and not just as many as the context holds."""
@@ -141,6 +148,16 @@ class Scheduler:
 
     def admit(self) -> None:
         """Start what is waiting, in its order, as far as there is room."""
+        failed = self.loop.counters["failed_decodes"]
+        if failed != self._failed and not self.residency.parts:
+            self._failed = failed
+            self.residency.drop_lost()
+        self._admit()
+        while self.waiting and not self.running:
+            # what gave way for the sake of one that ended: nothing that runs will bring the manager back here
+            self._admit()
+
+    def _admit(self) -> None:
         for request in list(self.waiting):
             full = self.running and len(self.running) + len(request.group) > self.max_running
             if full and not self._gives_way(request):
@@ -151,10 +168,12 @@ class Scheduler:
             try:
                 started = self._start(request)
             except BaseException as error:  # nobody else knows of the request now
-                for member in request.group:
-                    self.end(member, "error", "decode", f"{type(error).__name__}: {error}")
-                if isinstance(error, LlamaRunnerError):
+                if request.tag not in self.running and isinstance(error, LlamaRunnerError) and self.loop.usable:
+                    for member in request.group:
+                        self.end(member, "error", "decode", f"{type(error).__name__}: {error}")
                     continue
+                if request.tag not in self.running:
+                    self.push(request)  # so that it is answered when the engine closes
                 raise
             if not started:
                 self.push(request)
@@ -238,30 +257,30 @@ class Scheduler:
     def _start(self, request: Request) -> bool:
         """Give a request its sequence and put it into the loop; False when it has to wait."""
         tokens = request.job.tokens
-        most = len(tokens) - 1 if request.preempted else request.most
+        most = request.most
+        if request.preempted:
+            most = len(tokens) - 1
+            if request.scores:  # what it has not read itself it has not scored
+                most = min(most, max(request.most, int(request.job.progress["n_resident"])))
         found = self._known(request, tokens)
-        found.node.pins += 1
-        try:
-            followers = request.followers
-            cells = self.need(request) - self.residency.usable(found, most)[1]
-            cells += (self.need(request) - len(request.prompt)) * len(followers)
-            if not self._find_room(request, cells):
-                return self._give_up(request, cells)
-            seqs = [self.residency.take_seq() for _ in followers]
-            # the pin kept the node, but it may have been cut in two meanwhile
-            found_now = self.residency.tree.match(tokens, request.key)
-            attached = None if None in seqs else self.residency.attach(found_now, most)
-            if attached is None:
-                for seq_id in seqs:
-                    if seq_id is not None:
-                        self.residency.release(seq_id)
+        differs = found.differs_from
+        ready: tuple[list[int], Attached] | str = ""
+        for keep in (True, False):
+            # where nothing runs that could make room, even what it would have been spared has to go
+            ready = self._prepare(request, tokens, most, keep=keep)
+            if not isinstance(ready, str):
+                break
+            if self.running:
                 return False
-        finally:
-            found.node.pins -= 1
-        request.note(self.vocab, attached.n_resident, attached.restored, found)
+        if isinstance(ready, str):
+            for member in request.group:
+                self.end(member, "error", "no_room", ready)
+            return True
+        seqs, attached = ready
+        followers = request.followers
+        request.note(self.vocab, attached.n_resident, attached.restored, found.length, differs)
         self._place(request, attached.seq_id, attached.n_resident)
-        for follower, seq_id in zip(followers, seqs, strict=True):
-            assert seq_id is not None
+        for follower, seq_id in zip(followers, seqs[1:], strict=True):
             follower.note_shared(request)
             self._place(follower, seq_id, 0)
         self._pin(request)
@@ -270,6 +289,42 @@ class Scheduler:
         self.loop.add(request.job, [follower.job for follower in followers])
         request.lead([])
         return True
+
+    def _prepare(
+        self, request: Request, tokens: Tokens, most: int, *, keep: bool
+    ) -> tuple[list[int], Attached] | str:
+        """Room and sequences for a request and its followers, what is known attached to the first; or why there are none.
+
+        ``keep``: what it may use is not evicted for its sake.
+        """
+        found = self.residency.tree.match(tokens, request.key)
+        usable = self.residency.usable(found, most)[1] if keep else 0
+        anchor = self.residency.anchor(found, most) if keep else self.residency.tree.root(request.key)
+        anchor.pins += 1
+        seqs: list[int] = []
+        try:
+            cells = max(self.need(request), len(tokens) + 1) - usable
+            cells += (self.need(request) - len(request.prompt)) * len(request.followers)
+            if not self._find_room(request, cells):
+                return (
+                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use "
+                    "and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
+                )
+            for _ in request.group:
+                seq_id = self.residency.take_seq()
+                if seq_id is None:
+                    for taken in seqs:
+                        self.residency.release(taken)
+                    return (
+                        f"{len(request.group)} sequences are needed and too few of {self.residency.context.n_seq_max} are not "
+                        "pinned: make n_seq_max larger, or pin fewer"
+                    )
+                seqs.append(seq_id)
+            # it may have been cut in two meanwhile, or gone
+            found = self.residency.tree.match(tokens, request.key)
+            return seqs, self.residency.attach(seqs[0], found, most)
+        finally:
+            self.residency.unpin(anchor)
 
     def _place(self, request: Request, seq_id: int, n_resident: int) -> None:
         request.seq_id = seq_id
@@ -283,38 +338,32 @@ class Scheduler:
     def _pin(self, request: Request) -> None:
         """What the request shares with others must not be evicted while it runs."""
         self._unpin(request)
-        found = self.residency.tree.match(request.job.tokens, request.key)
-        request.node = found.node
-        found.node.pins += 1
+        if self.residency.parts:
+            tokens = request.job.tokens
+            request.node = self.residency.anchor(self.residency.tree.match(tokens, request.key), len(tokens))
+            request.node.pins += 1
 
     def _unpin(self, request: Request) -> None:
         if request.node is not None:
-            request.node.pins -= 1
+            self.residency.unpin(request.node)
             request.node = None
-
-    def _give_up(self, request: Request, cells: int) -> bool:
-        """Whether a request that finds no room is to wait: True when it has been ended instead."""
-        if self.running:
-            return False
-        why = (
-            f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use "
-            "and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
-        )
-        for member in request.group:
-            self.end(member, "error", "no_room", why)
-        return True
 
     # --- out of the loop, while it is paused
 
     def preempt(self, request: Request) -> None:
-        """Take a request out of the loop, its cells into the tiers; it goes on later as if nothing had been."""
-        if not self.loop.take_out(request.job):
-            return
-        del self.running[request.tag]
-        self._settle(request)
-        request.preempted += 1
-        self.preemptions += 1
-        self.push(request)
+        """Take a request out of the loop, its cells into the tiers; it goes on later as if nothing had been.
+
+        Those that wait for it to read their prompt come along; one of these alone loses the others.
+        """
+        taken = [self.running.pop(job.progress["tag"]) for job in self.loop.take_out(request.job)]
+        for member in taken:
+            member.note_preempted()
+            self._settle(member)
+            member.preempted += 1
+            self.preemptions += 1
+        if taken:
+            request.lead(taken[1:])
+            self.push(request)
 
     def _settle(self, request: Request) -> None:
         """Write what the request's sequence holds into the tree, or give the sequence back."""
@@ -347,8 +396,10 @@ class Scheduler:
         for job in self.loop.ended():
             request = self.running.pop(job.progress["tag"], None)
             if request is not None:
-                self._settle(request)
-                self.note_end(request)
+                try:
+                    self._settle(request)
+                finally:
+                    self.note_end(request)
 
     def relieve(self) -> None:
         """The memory is full in the middle of generations: evict, else the last to come gives way."""

@@ -318,5 +318,6 @@ class Sequence:
             self._pin = None
 
     def __del__(self) -> None:
-        if getattr(self, "_pin", None) is not None:
-            self.unpin()
+        pin = getattr(self, "_pin", None)
+        if pin is not None:
+            self._engine.unpin_soon(pin)

@@ -72,6 +72,7 @@ cdef extern from "engine/engine.h" nogil:
         int32_t error
         int32_t n_tokens
         int32_t n_resident
+        int32_t n_reached
         int32_t n_sampled
         int32_t n_computed
         bool marked
@@ -130,7 +131,7 @@ cdef extern from "engine/engine.h" nogil:
     void lr_engine_resume(lr_engine *engine)
     void lr_engine_add(lr_engine *engine, lr_job *job)
     void lr_engine_follow(lr_engine *engine, lr_job *leader, lr_job *job)
-    bool lr_engine_take_out(lr_engine *engine, lr_job *job)
+    int32_t lr_engine_take_out(lr_engine *engine, lr_job *job, uint64_t *tags)
     void lr_job_place(lr_job *job, int32_t seq_id, int32_t n_resident)
     void lr_job_mark(lr_job *job, int32_t at, int32_t seq_id)
     void lr_job_watch(lr_job *job, int32_t at)

@@ -9,9 +9,11 @@ cdef class Job:
     cdef readonly SamplerChain chain  # held: the loop's thread samples with it
     cdef readonly tuple stop
     cdef readonly int max_tokens, logprobs
-    cdef readonly bint running  # in a loop: the chain is entered
+    cdef readonly bint running  # in a loop
+    cdef bint sampling  # the chain is entered
     cdef object exception  # what a processor raised
     cdef object __weakref__
 
     cdef int begin(self) except -1
     cdef void end(self) noexcept
+    cdef void let_go(self) noexcept

@@ -159,12 +159,17 @@ cdef class Job:
             except BaseException:
                 self.chain.leave()
                 raise
-        self.running = True
+        self.running = self.sampling = True
         return 0
 
     cdef void end(self) noexcept:
-        if self.running:
-            self.running = False
+        self.running = False
+        self.let_go()
+
+    cdef void let_go(self) noexcept:
+        """It has ended, or is in the loop no more: the chain is the caller's again."""
+        if self.sampling:
+            self.sampling = False
             if self.chain is not None:
                 if self.exception is None:
                     self.exception = self.chain.take_raised()
@@ -220,6 +225,8 @@ cdef class Job:
             failed = lr_job_take(self.ptr, &out)
         if failed:
             raise MemoryError()
+        if out.end:
+            self.let_go()  # whoever reads the end may go on with the chain, before the loop's owner has heard of it
         try:
             tokens = [out.tokens[i] for i in range(out.n_tokens)]
             scores = None

@@ -196,6 +196,12 @@ cdef class DecodeLoop:
             self.context.stranded = stranded
         return 0
 
+    @property
+    def usable(self):
+        """Whether its context can still compute: False after a failed assertion inside llama.cpp."""
+        self.note_poison()
+        return self.context.poisoned is None
+
     def __enter__(self):
         return self
 
@@ -248,13 +254,16 @@ cdef class DecodeLoop:
         lr_engine_add(self.ptr, job.ptr)
 
     def take_out(self, Job job not None):
-        """While paused: take a job out where it stands; False when it has ended meanwhile."""
-        cdef bint found
-        found = lr_engine_take_out(self.ptr, job.ptr)
-        if found:
-            self.jobs.pop(job.progress["tag"], None)
-            job.end()
-        return found
+        """While paused: take a job out where it stands, and the followers that still wait for its tokens to be fed.
+
+        Returns those that were taken out, ``job`` first: none when it has ended meanwhile. A mark it has not come to is gone.
+        """
+        cdef uint64_t tags[256]
+        cdef int32_t n = lr_engine_take_out(self.ptr, job.ptr, tags), i
+        taken = [self.jobs.pop(tags[i]) for i in range(n)]
+        for member in taken:
+            (<Job> member).end()
+        return taken
 
     def place(self, Job job not None, seq_id, n_resident):
         """Say where the tokens of a job that was taken out are now, before it is added again."""
@@ -378,15 +387,15 @@ cdef class DecodeLoop:
         """The jobs made with ``notify`` that have had output since it was last taken."""
         cdef uint64_t tags[256]
         cdef int32_t n, i
-        found = []
+        found = {}
         while True:
             n = lr_engine_ready(self.ptr, tags, TAGS)
             for i in range(n):
                 job = self.jobs.get(tags[i])
                 if job is not None:
-                    found.append(job)
+                    found[tags[i]] = job  # each once, however often it was taken from
             if n < TAGS:
-                return found
+                return list(found.values())
 
     @property
     def counters(self):

@@ -83,8 +83,9 @@ typedef struct lr_job_progress {
     int32_t  error;       // lr_job_error
     int32_t  n_tokens;    // fed and sampled
     int32_t  n_resident;  // of those, in the memory
+    int32_t  n_reached;   // the most of them that have been there
     int32_t  n_sampled;
-    int32_t  n_computed;  // rows that were decoded for fed tokens: those read again count again
+    int32_t  n_computed;  // rows decoded for tokens that were given, or sampled and lost: those read again count again
     bool     marked;      // the sequence of lr_job_mark holds those tokens
     int64_t  added_us, fed_us, first_us, last_us;  // llama_time_us, 0 when it has not come to that
     int64_t  worst_gap_us;                         // between two sampled tokens
@@ -152,8 +153,10 @@ LR_API void lr_engine_add(lr_engine * engine, lr_job * job);
 // Adds a job whose tokens are those of `leader`, a job not fed yet: where the leader has been fed, its sequence is copied to
 // the follower's, and both sample from the same logits. Before the leader is added.
 LR_API void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job);
-// While paused: takes a job out where it stands, to be placed and added again later. False when it has ended meanwhile.
-LR_API bool lr_engine_take_out(lr_engine * engine, lr_job * job);
+// While paused: takes a job out where it stands, to be placed and added again later, with the followers that still wait for
+// it; what it was to mark and to watch is forgotten. Writes their tags, its own first, and returns how many, of at most 256; 0
+// when it has ended meanwhile.
+LR_API int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags);
 // Of a job that is in no engine: where its tokens are now, and how many of them.
 LR_API void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident);
 // Once its first `at` tokens are resident, its sequence is copied to `seq_id`: for memories that cannot be cut later.

@@ -213,6 +213,8 @@ void lr_job_end_now(lr_job * job, int32_t end, int32_t error, const char * why) 
 void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id) {
     job->mark_at  = at;
     job->mark_seq = seq_id;
+    std::lock_guard<std::mutex> lock(job->mutex);
+    job->progress.marked = false;  // of an earlier one
 }
 
 void lr_job_watch(lr_job * job, int32_t at) {

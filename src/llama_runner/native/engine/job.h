@@ -35,6 +35,7 @@ struct lr_job {
     std::vector<llama_token> tokens;      // fed and sampled
     int32_t                  n_resident;  // how many of them are in the memory
     int32_t                  n_fed;       // how many of them were given
+    int32_t                  n_reached = 0;  // the most of them that have been in the memory
     int32_t                  row = -1;    // of the step under way: its row with output
     int32_t                  step_rows = 0;
     int32_t                  most_rows = INT32_MAX;  // of a slice, after one failed

@@ -113,6 +113,17 @@ void lr_engine::admit() {
 }
 
 void lr_engine::end_due(int64_t now) {
+    const auto due = [now](const lr_job * job) {
+        return job->cancelled.load(std::memory_order_relaxed) || (job->deadline_us != 0 && now >= job->deadline_us);
+    };
+    std::vector<lr_job *> left;  // without a leader, so that they end by themselves
+    for (lr_job * job : jobs) {
+        auto & followers = job->followers;
+        const auto staying = std::stable_partition(followers.begin(), followers.end(), [&](auto * f) { return !due(f); });
+        left.insert(left.end(), staying, followers.end());
+        followers.erase(staying, followers.end());
+    }
+    jobs.insert(jobs.end(), left.begin(), left.end());
     for (lr_job * job : jobs) {
         if (job->cancelled.load(std::memory_order_relaxed)) {
             end(job, LR_END_CANCELLED, LR_ERROR_NONE, "");
@@ -137,8 +148,12 @@ void lr_engine::drop_ended() {
             left.push_back(job);
             continue;
         }
-        orphans.insert(orphans.end(), job->followers.begin(), job->followers.end());
-        job->followers.clear();
+        if (!job->followers.empty()) {  // the first of them leads the others; those of another leader have other tokens
+            lr_job * heir = job->followers.front();
+            heir->followers.assign(job->followers.begin() + 1, job->followers.end());
+            orphans.push_back(heir);
+            job->followers.clear();
+        }
         tags.push_back(job->tag);
         job->drop();
     }
@@ -147,10 +162,7 @@ void lr_engine::drop_ended() {
         return;
     }
     std::lock_guard<std::mutex> lock(mutex);
-    if (!orphans.empty()) {
-        orphans.front()->followers.assign(orphans.begin() + 1, orphans.end());
-        inbox.push_back(orphans.front());
-    }
+    inbox.insert(inbox.end(), orphans.begin(), orphans.end());
     ended_tags.insert(ended_tags.end(), tags.begin(), tags.end());
     raise(LR_EVENT_ENDED);
 }
@@ -242,25 +254,46 @@ void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job) {
     leader->followers.push_back(job);
 }
 
-bool lr_engine_take_out(lr_engine * engine, lr_job * job) {
+int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags) {
     std::lock_guard<std::mutex> lock(engine->mutex);
+    const auto taken = [&](std::vector<lr_job *> & list) {
+        const auto found = std::find(list.begin(), list.end(), job);
+        if (found == list.end()) {
+            return 0;
+        }
+        list.erase(found);
+        int32_t n = 0;
+        tags[n++] = job->tag;
+        for (lr_job * follower : job->followers) {
+            tags[n++] = follower->tag;
+            follower->drop();
+        }
+        job->followers.clear();
+        job->mark_at = job->watch_at = 0;
+        job->drop();
+        return n;
+    };
     for (auto * list : {&engine->jobs, &engine->inbox}) {
-        const auto found = std::find(list->begin(), list->end(), job);
-        if (found != list->end()) {
-            list->erase(found);
+        if (const int32_t n = taken(*list)) {
             engine->counters.n_jobs = (int32_t) engine->jobs.size();
-            job->drop();
-            return true;
+            return n;
+        }
+        for (lr_job * leader : *list) {
+            if (const int32_t n = taken(leader->followers)) {
+                return n;
+            }
         }
     }
-    return false;
+    return 0;
 }
 
 void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident) {
     job->seq_id     = seq_id;
     job->n_resident = n_resident;
+    job->n_reached  = std::max(job->n_reached, n_resident);
     std::lock_guard<std::mutex> lock(job->mutex);
     job->progress.n_resident = n_resident;
+    job->progress.n_reached  = job->n_reached;
 }
 
 void lr_engine_end(lr_engine * engine, lr_job * job, int32_t how, int32_t error, const char * why) {

@@ -264,9 +264,11 @@ int lr_engine::compute(const members & those, std::string & error) {
     const int code = decode(error);
     if (code != 0 && poisoned.empty()) {
         lr_memory_take_back(ctx, before, tails, code != 1 && code != -1, emptied);
-        for (lr_job * job : those) {
+        for (lr_job * job : jobs) {  // a state of one that took no part may have been moved for the batch, too
             if (emptied[job->seq_id]) {
                 job->n_resident = 0;  // a state that cannot step back: all of it is read again
+                std::lock_guard<std::mutex> lock(job->mutex);
+                job->progress.n_resident = 0;
             }
         }
     }
@@ -373,6 +375,15 @@ void lr_engine::harvest(const members & those) {
     for (lr_job * job : those) {
         const int32_t first = job->n_resident;
         job->n_resident += job->step_rows;
+        // what was given, or sampled and lost again
+        const int32_t known = std::max(job->n_fed, job->n_reached);
+        if (first < known) {
+            std::lock_guard<std::mutex> lock(job->mutex);
+            job->progress.n_computed += std::min(job->n_resident, known) - first;
+            job->progress.n_resident = job->n_resident;
+            job->progress.n_reached  = std::max(job->n_reached, job->n_resident);
+        }
+        job->n_reached = std::max(job->n_reached, job->n_resident);
         if (first < job->n_fed) {
             harvest_fed(job, row, first);
         }
@@ -418,8 +429,6 @@ void lr_engine::harvest_fed(lr_job * job, int32_t first_row, int32_t first) {
         }
     }
     std::lock_guard<std::mutex> lock(job->mutex);
-    job->progress.n_computed += std::min(job->n_resident, job->n_fed) - first;
-    job->progress.n_resident = job->n_resident;
     if (!complete) {
         return;
     }
@@ -453,6 +462,7 @@ void lr_engine::lead(lr_job * job, members & due) {
             std::lock_guard<std::mutex> lock(follower->mutex);
             follower->progress.fed_us     = lr_now_us();
             follower->progress.n_resident = job->n_resident;
+            follower->progress.n_reached = follower->n_reached = job->n_resident;
         }
         if (!follower->cancelled.load(std::memory_order_relaxed)) {
             due.push_back(follower);

@@ -1,0 +1,102 @@
+"""How an engine ends when it has to: an assertion inside llama.cpp, a fork, an interpreter that exits."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine_truth import EXACT
+from fixtures_models import TinyModelFactory
+from llama_runner import GenerationParams, errors
+from llama_runner.core import Context, Model
+from llama_runner.engine import Engine, Request
+
+TOKENS = np.arange(300, 320, dtype=np.int32)
+PATIENCE = 30.0
+
+
+def until_error(request: Request) -> None:
+    """Read what there is; it ends with an error of the context."""
+    with pytest.raises(errors.LlamaRuntimeError):
+        list(iter(lambda: request.chunk(PATIENCE), None))
+    assert request.ended, "nothing comes"
+
+
+def test_poison_ends_requests_and_not_the_process(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
+    for kind in ("llama", "mamba"):
+        context = Context(Model(tiny_model(kind)), n_ctx=256, n_seq_max=6, **EXACT)
+        engine = Engine(context, disk_cache=tmp_path)
+        done = engine.submit(TOKENS, GenerationParams(max_tokens=4, ignore_eos=True))[0]
+        while not done.ended:
+            done.chunk(PATIENCE)
+        with engine.paused():
+            requests = engine.submit(TOKENS[5:], GenerationParams(max_tokens=100, ignore_eos=True), n=2)
+            requests += engine.submit(TOKENS[3:], GenerationParams(max_tokens=100, ignore_eos=True))
+            context._fail_next()
+        for request in requests:
+            until_error(request)
+            assert request.job.progress["error"] == "poisoned"
+        engine.close()
+        with pytest.raises(errors.LlamaRuntimeError):
+            context.memory.seq_rm(0)
+        context.close()
+
+
+FORK = """
+import os, sys, numpy as np
+from llama_runner import errors
+from llama_runner.core import Context, DecodeLoop, Job, Model, SamplerChain
+model = Model(sys.argv[1])
+context = Context(model, n_ctx=256, n_seq_max=4, n_threads=1)
+loop = DecodeLoop(context)
+def job(tag): return Job(model.vocab, range(300, 320), chain=SamplerChain().greedy(), max_tokens=4, tag=tag)
+first = job(1)
+loop.add(first)
+while first.end_reason is None: first.wait(1)
+child = os.fork()
+if child == 0:
+    refused = 0
+    for call in (loop.pause, lambda: loop.wait(0), lambda: job(2).wait(0)):
+        try: call()
+        except errors.LlamaRunnerError: refused += 1
+    loop.close()
+    del loop, first
+    os._exit(refused)
+_, status = os.waitpid(child, 0)
+print("refused", os.waitstatus_to_exitcode(status))
+loop.pause(); context.memory.clear(); loop.resume()
+again = job(3)
+loop.add(again)
+while again.end_reason is None: again.wait(1)
+print("parent", again.end_reason)
+loop.close()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_is_refused_and_the_parent_goes_on(tiny_model: TinyModelFactory) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK, str(tiny_model("llama"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.split("\n")[:2] == ["refused 3", "parent length"], done
+
+
+def test_a_loop_that_is_forgotten_stops_at_exit(tiny_model: TinyModelFactory) -> None:
+    program = FORK.partition("child =")[0] + "\nsecond = job(2)\nloop.add(second)\nprint('over')"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_model("llama"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "over\n"), done
