@@ -363,7 +363,9 @@ class Engine:
                     return
         except BaseException as error:
             # nobody would be answered any more: better that everybody hears of it
-            if type(error) is LlamaRuntimeError:  # an assertion failed inside llama.cpp: the context takes nothing any more
+            if (
+                type(error) is LlamaRuntimeError
+            ):  # an assertion failed inside llama.cpp: the context takes nothing any more
                 self._close("poisoned", str(error))
                 return
             self.close()

@@ -168,7 +168,11 @@ class Scheduler:
             try:
                 started = self._start(request)
             except BaseException as error:  # nobody else knows of the request now
-                if request.tag not in self.running and isinstance(error, LlamaRunnerError) and self.loop.usable:
+                if (
+                    request.tag not in self.running
+                    and isinstance(error, LlamaRunnerError)
+                    and self.loop.usable
+                ):
                     for member in request.group:
                         self.end(member, "error", "decode", f"{type(error).__name__}: {error}")
                     continue
