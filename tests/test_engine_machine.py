@@ -471,16 +471,14 @@ class EngineMachine(RuleBasedStateMachine):
                 assert np.abs(scores - expected[np.arange(len(tokens)), tokens]).max() < CLOSE
 
     @precondition(lambda self: getattr(self, "sequences", None))
-    @rule(place=places)
-    def pin(self, place: int) -> None:
+    @rule(place=places, keep=st.booleans())
+    def pin(self, place: int, keep: bool) -> None:
         self.pinned = True
-        self.attempt(self.sequence(place).pin)
-
-    @precondition(lambda self: getattr(self, "sequences", None))
-    @rule(place=places)
-    def unpin(self, place: int) -> None:
-        self.sequence(place).unpin()
-        assert not self.sequence(place).pinned
+        if keep:
+            self.attempt(self.sequence(place).pin)
+        else:
+            self.sequence(place).unpin()
+            assert not self.sequence(place).pinned
 
     @precondition(lambda self: getattr(self, "sequences", None))
     @rule(place=places)
