@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections import abc
@@ -22,6 +23,7 @@ from llama_runner.engine import (
     EngineCounters,
     KvMap,
     LogitsProcessor,
+    Request,
     Sequence,
     Stream,
     exhaust,
@@ -47,6 +49,7 @@ DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gig
 
 CONTEXT_OPTIONS = frozenset(
     {
+        "embeddings",
         "flash_attn",
         "n_batch",
         "n_threads",
@@ -54,6 +57,7 @@ CONTEXT_OPTIONS = frozenset(
         "n_ubatch",
         "offload_kqv",
         "op_offload",
+        "pooling",
         "rope_freq_base",
         "rope_freq_scale",
         "swa_full",
@@ -210,8 +214,8 @@ class LlamaRunner:
         engine, for all generations that name the same function: with a list of int32 arrays, the tokens of each until
         then, and their logits, float32 (n, n_vocab), which it changes or replaces.
 
-        Raises UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError (too
-        many wait already), ClosedError.
+        Raises UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError
+        (too many wait already), ClosedError.
         """
         settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
         request = self.engine.submit(
@@ -242,8 +246,9 @@ class LlamaRunner:
     ) -> Completion | list[Completion]:
         """Generate to the end; parameters and errors as for ``stream``.
 
-        With ``n`` a list of as many answers, which share the prompt's cells and differ by seed. With ``best_of`` that many
-        are generated, and the ``n`` (or 1) whose tokens have the largest mean log-probability are returned, best first.
+        With ``n`` a list of as many answers, which share the prompt's cells and differ by seed. With ``best_of`` that
+        many are generated, and the ``n`` (or 1) whose tokens have the largest mean log-probability are returned, best
+        first.
         """
         if n is None and best_of is None:
             stream = self.stream(prompt, params=params, prefill_progress=prefill_progress, **kwargs)
@@ -335,13 +340,22 @@ class LlamaRunner:
         streams: list[AsyncStream] = []
         try:
             for tokens in todo:
-                streams += AsyncStream.of_group(
-                    self.engine, lambda notify, t=tokens: self.engine.submit(t, settings, n=n, notify=notify, **options)
-                )
+                submit = functools.partial(self._submit_group, tokens, settings, n, options)
+                streams += AsyncStream.of_group(self.engine, submit)
             return [(await stream.result()).completion() for stream in streams]
         finally:
             for stream in streams:
                 stream.cancel()
+
+    def _submit_group(
+        self,
+        tokens: npt.NDArray[np.int32],
+        settings: GenerationParams,
+        n: int,
+        options: dict[str, Any],
+        notify: Callable[[], None],
+    ) -> list[Request]:
+        return self.engine.submit(tokens, settings, n=n, notify=notify, **options)
 
     def _async_stream(
         self, prompt: Prompt, params: GenerationParams | None, kwargs: dict[str, Any], where: str
@@ -362,7 +376,9 @@ class LlamaRunner:
         adapters: Adapters | None = None,
     ) -> Sequence:
         """A ``Sequence``: a token log to extend, fork, truncate, score and generate from. Text is tokenized first."""
-        given = np.empty(0, dtype=np.int32) if not isinstance(tokens, (str, bytes)) and len(tokens) == 0 else None
+        given = (
+            np.empty(0, dtype=np.int32) if not isinstance(tokens, (str, bytes)) and len(tokens) == 0 else None
+        )
         return Sequence(
             self.engine, self._tokens(tokens) if given is None else given, owner=owner, priority=priority,
             adapters=adapters,
@@ -370,7 +386,7 @@ class LlamaRunner:
 
     def generate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows ``prompt``; nothing of the call is visible to the next one."""
-        return self.generate(prompt, max_tokens=max_tokens, **kwargs).text
+        return exhaust(self.stream(prompt, max_tokens=max_tokens, **kwargs)).text
 
     def generate_stateful(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows all earlier stateful prompts and answers, and now ``prompt``.

@@ -173,8 +173,8 @@ TOLERANCE = (
     1_500_000  # bytes in a thousand cycles: less than 1.5 kB each; what is lost once is larger than that
 )
 
-# A caught assertion passes C frames of ggml that clean nothing up: the thread pool that ggml_graph_compute makes for one
-# call, 320 bytes and 528 for each thread, is lost each time (counted by tracing posix_memalign and free).
+# A caught assertion passes C frames of ggml that clean nothing up: the thread pool that ggml_graph_compute makes for
+# one call, 320 bytes and 528 for each thread, is lost each time (counted by tracing posix_memalign and free).
 LOST_BY_GGML = {"context_poisoned": 1000 * (320 + 528 + 4 * 64)}
 
 

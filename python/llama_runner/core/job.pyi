@@ -3,10 +3,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from typing_extensions import disjoint_base
 
 from llama_runner.core.sampler import SamplerChain
 from llama_runner.core.vocab import Vocab
 
+ENDS: tuple[str | None, ...]
+ERRORS: tuple[str | None, ...]
+
+@disjoint_base
 class Job:
     def __init__(
         self,
@@ -26,6 +31,8 @@ class Job:
         want: str | Iterable[str] = (),
         want_from: int = 1,
         notify: bool = False,
+        processor: int = -1,
+        adapters: int = 0,
         tag: int = 0,
     ) -> None: ...
     @property
@@ -50,6 +57,10 @@ class Job:
     def progress(self) -> dict[str, Any]: ...
     @property
     def end_reason(self) -> str | None: ...
+    def mark(self, at: int, seq_id: int) -> None: ...
+    def watch(self, at: int) -> None: ...
+    @property
+    def raised(self) -> BaseException | None: ...
     @property
     def stop_match(self) -> str | bytes | None: ...
     @property

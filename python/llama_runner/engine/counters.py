@@ -51,9 +51,10 @@ class Times:
 class EngineCounters:
     """What an engine has done since it was made.
 
-    ``requests`` were submitted, ``waiting`` and ``running`` are in it now, ``sharing`` waits for a prompt that another is
-    reading. ``loop`` counts steps, rows, tokens and microseconds of the native loop, ``cache`` what the prefix tree did.
-    ``inter_token`` has the mean over all tokens, and of each request its longest and median-of-means.
+    ``requests`` were submitted, ``waiting`` and ``running`` are in it now, ``sharing`` of those that wait do so for a
+    prompt that another is reading. ``queue`` and ``first_token`` are times from the submission on, ``inter_token`` the
+    mean time between two tokens of each request, with the longest gap of all as its ``worst``. ``loop`` counts steps,
+    rows, tokens and microseconds of the native loop, ``cache`` what the prefix tree did.
     """
 
     requests: int

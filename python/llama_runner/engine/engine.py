@@ -1,7 +1,7 @@
 """``Engine``: continuous batching over one context.
 
-The native loop decodes and samples; the scheduler decides who gets into it; a thread of the engine's own (the manager) waits
-for what the loop reports. Everything else runs in the thread of the caller, under one lock.
+The native loop decodes and samples; the scheduler decides who gets into it; a thread of the engine's own (the manager)
+waits for what the loop reports. Everything else runs in the thread of the caller, under one lock.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -56,8 +56,8 @@ class Engine:
     max_waiting : requests that may queue; one more gets ContextBusyError.
     max_running : how many generate together; None for as many as the context has sequences.
     host_cache_bytes : host memory for keys and values that had to leave the KV memory.
-    disk_cache, disk_cache_bytes : a folder for what had to leave that, and for what is cached when the engine is closed;
-        the next engine of the same model and shape of context finds it there.
+    disk_cache, disk_cache_bytes : a folder for what had to leave that, and for what is cached when the engine is
+        closed; the next engine of the same model and shape of context finds it there.
     quotas : the most cells that an owner's running requests may use together.
     slice_seconds : how long a step may take, and with that how promptly a cancel is felt.
     pace : how many times its usual length a step may take for the sake of reading prompts while others generate.
@@ -83,6 +83,9 @@ class Engine:
         self.max_waiting = check_int("max_waiting", max_waiting, 1, 2**31 - 1)
         running = context.n_seq_max - 1 if max_running is None else max_running
         check_int("max_running", running, 1, context.n_seq_max - 1)
+        limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
+        check_float("slice_seconds", slice_seconds, 0.001, 100)
+        check_float("pace", pace, 1, 1000)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
         # a window, even one that is held in full, loses cells of its own that its end attends to no more (llama.cpp lets the
@@ -99,7 +102,6 @@ class Engine:
         self._set_users: dict[Hashable, int] = {}  # and how many requests are
         self._set_numbers = itertools.count(1)
         self._processors: dict[int, int] = {}  # how many requests use each
-        limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
         check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
         check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
@@ -110,7 +112,7 @@ class Engine:
                 parts=parts,
                 can_save=bool(able["known"]),
                 host_bytes=host_cache_bytes,
-                disk=None if disk_cache is None else Path(disk_cache),
+                disk=None if disk_cache is None else Path(disk_cache).expanduser(),
                 disk_bytes=disk_cache_bytes,
                 fingerprint=json.dumps(context.fingerprint, sort_keys=True),
             )
@@ -158,7 +160,9 @@ class Engine:
         limit = n_ctx - length if params.max_tokens is None else min(params.max_tokens, n_ctx - length)
         base = params.seed if params.seed is not None else self.new_seed()
         seeds = [(base + i) % (2**32 - 1) for i in range(n)]
-        chains = [sampler_chain(params, self.vocab, seed, prompt) for seed in seeds] if chain is None else [chain]
+        chains = (
+            [sampler_chain(params, self.vocab, seed, prompt) for seed in seeds] if chain is None else [chain]
+        )
         key, adapter_set = self._adapter_set(adapters, n)
         with self._given_back(key, n), self._inbox_lock:
             processor = -1 if logits_processor is None else self.loop.add_processor(logits_processor)
@@ -193,7 +197,9 @@ class Engine:
         """Bring tokens into the cache without sampling; ``want`` is what they are to leave, as for ``core.Job``."""
         if len(tokens) > self.context.n_ctx:
             raise ContextOverflowError(
-                f"{len(tokens)} tokens, and the context holds {self.context.n_ctx}", len(tokens), self.context.n_ctx
+                f"{len(tokens)} tokens, and the context holds {self.context.n_ctx}",
+                len(tokens),
+                self.context.n_ctx,
             )
         self._check_open()
         key, adapter_set = self._adapter_set(adapters, 1)
@@ -233,7 +239,9 @@ class Engine:
         self._check_open()
         self._requests += len(request.group)
         if request.processor >= 0:
-            self._processors[request.processor] = self._processors.get(request.processor, 0) + len(request.group)
+            self._processors[request.processor] = self._processors.get(request.processor, 0) + len(
+                request.group
+            )
         self._inbox.append(request)
         self.loop.wake()
 
@@ -241,7 +249,7 @@ class Engine:
         """Prefixes are shared among requests with the same: None without adapters, else their digests and scales."""
         if not adapters:
             return None
-        pairs = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
+        pairs: list[Any] = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
         for pair in pairs:
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], LoraAdapter)):
                 raise ArgumentTypeError(f"adapters maps each LoraAdapter to its scale, and has {pair!r:.60}")
@@ -256,7 +264,7 @@ class Engine:
     def _adapter_set(self, adapters: Adapters | None, n: int) -> tuple[Hashable, int]:
         """What a request is computed with: the key of its prefixes, and the number that the loop knows it by."""
         key = self.prefix_key(adapters)
-        if key is None or not adapters:
+        if key is None or adapters is None:
             return None, 0
         pairs = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
         with self._lock:
@@ -269,7 +277,9 @@ class Engine:
                         context.set_adapters(dict(pairs))
                         context.set_adapters(None)
                         self.loop.adapters_changed()
-                        self.loop.set_adapters(number, [(adapter, float(scale)) for adapter, scale in pairs if scale])
+                        self.loop.set_adapters(
+                            number, [(adapter, float(scale)) for adapter, scale in pairs if scale]
+                        )
                 except BaseException:
                     del self._set_users[key]
                     raise
@@ -524,7 +534,7 @@ class Engine:
             self.scheduler.drop(request)
         self.residency.spill()
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -29,8 +29,8 @@ class Owner:
 class KvMap:
     """A picture of the KV memory between two steps.
 
-    ``tables`` are those of ``Memory.cells``: the cells of each part of the memory. ``sequences`` says what each sequence
-    id in them stands for.
+    ``tables`` are those of ``Memory.cells``: the cells of each part of the memory. ``sequences`` says what each
+    sequence id in them stands for.
     """
 
     tables: tuple[CellTable, ...]
@@ -62,4 +62,6 @@ class KvMap:
             return "a memory of a kind whose cells are not known"
         table = self.tables[0]
         running, cached = self.cells_of("request"), self.cells_of("prefix")
-        return f"{table.used} of {len(table.pos)} cells used: {running} by requests, {cached} by cached prefixes"
+        return (
+            f"{table.used} of {len(table.pos)} cells used: {running} by requests, {cached} by cached prefixes"
+        )

@@ -40,7 +40,7 @@ class Node:
     tokens: Tokens
     children: dict[int, Node] = field(default_factory=dict)
     resident: bool = False
-    # a sequence that holds every position from 0 to the node's end; a resident node without one has a descendant with one
+    # holds every position from 0 to the node's end; where a resident node has none, a descendant has
     seq_id: int | None = None
     stored: Stored | None = None
     pins: int = 0
@@ -154,7 +154,7 @@ class PrefixCache:
         return upper
 
     def insert(self, tokens: Tokens, key: Hashable = None) -> Node:
-        """The node that ends where ``tokens`` do, made where it is missing; new nodes are neither resident nor stored."""
+        """The node that ends where ``tokens`` do, made where it is missing; not resident then, nor stored."""
         found = self.match(tokens, key)
         node = found.node
         if found.inside < len(node.tokens):

@@ -94,8 +94,11 @@ class Request:
         # --- the engine's, under its lock
         self.seq_id: int | None = None
         self.node: Node | None = None  # pinned while this runs: the part of its tokens that the tree knows
-        self.mark: tuple[int, int] | None = None  # a checkpoint to be: after how many tokens, in which sequence
+        self.mark: tuple[int, int] | None = (
+            None  # a checkpoint to be: after how many tokens, in which sequence
+        )
         self.followers: list[Request] = []  # those that share its prompt, and sample from the same logits
+        self.leader: Request | None = None  # of which it is a follower
         self.siblings = 1  # how many there are, or were, of its group
         self.sharing = False  # waits for another that reads the same
         self.queued = False  # its time in the queue has been counted
@@ -127,6 +130,8 @@ class Request:
     def lead(self, followers: list[Request]) -> None:
         """Have others share what is computed for this one's prompt."""
         self.followers = followers
+        for follower in followers:
+            follower.leader = self
         for member in self.group:
             member.siblings = max(member.siblings, len(self.group))
 

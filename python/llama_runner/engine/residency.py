@@ -53,7 +53,8 @@ class Residency:
     """Sequences, cells and saved states of one context, as its prefix tree has them.
 
     ``parts`` says whether this kind of memory can share and cut parts of a sequence. Where it cannot (sliding window,
-    recurrent, hybrid) a node is of use only as a checkpoint: a sequence, or a saved state, that ends where the node does.
+    recurrent, hybrid) a node is of use only as a checkpoint: a sequence, or a saved state, that ends where the node
+    does.
     """
 
     def __init__(
@@ -216,15 +217,14 @@ class Residency:
 
     def _attach_parts(self, found: Match, seq_id: int, most: int) -> tuple[int, int]:
         held, restored = 0, 0
-        for node in self.tree.path(found.node):
-            stop = min(node.end, found.length, most)
+        for step in self.tree.path(found.node):
+            stop = min(step.end, found.length, most)
             if stop <= held:
                 break
-            if node.resident:
-                self.memory.seq_cp(self.tree.holder(node), seq_id, held, stop)
+            if step.resident:
+                self.memory.seq_cp(self.tree.holder(step), seq_id, held, stop)
             else:
-                if stop < node.end:
-                    node = self.tree.split(node, stop - node.start)
+                node = step if stop == step.end else self.tree.split(step, stop - step.start)
                 if not self._restore(node, seq_id):
                     break
                 node.resident = True
@@ -291,9 +291,8 @@ class Residency:
                 if other != seq_id and other not in self.busy and not self.holds_any(other):
                     self._free_up(other)
             step.resident = True
-        if not any(child.resident for child in node.children.values()):
-            if node.seq_id is None:
-                self._hold_end(node, seq_id)
+        if node.seq_id is None and not any(child.resident for child in node.children.values()):
+            self._hold_end(node, seq_id)
         self._shared[seq_id] = len(tokens)
         self.tree.touch(node)
 
@@ -394,7 +393,11 @@ class Residency:
     def _prune(self, node: Node) -> None:
         """Take out nodes that say nothing any more, from ``node`` upwards."""
         here: Node | None = node
-        while here is not None and here.parent is not None and here.parent.children.get(int(here.tokens[0])) is here:
+        while (
+            here is not None
+            and here.parent is not None
+            and here.parent.children.get(int(here.tokens[0])) is here
+        ):
             if here.children or here.resident or here.stored is not None or here.pins:
                 return
             parent = here.parent

@@ -6,6 +6,7 @@ Every method wants the engine's lock held; those that touch the KV memory say th
 from __future__ import annotations
 
 import time
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,11 +15,14 @@ from llama_runner.engine.counters import Times
 from llama_runner.engine.prefix import Match, common_length
 from llama_runner.engine.request import Request
 from llama_runner.engine.residency import Attached, Residency
+from llama_runner.errors import LlamaRunnerError
 
 __all__ = ["Scheduler"]
 
 Tokens = npt.NDArray[np.int32]
-UNBOUNDED_RESERVE = 256  # cells set aside for a generation without max_tokens; what is more is found when it comes to that
+# cells set aside for a generation without max_tokens, always that many ahead of it: what is more is found when it comes
+# to that, or another gives way
+UNBOUNDED_RESERVE = 256
 WORTH_WAITING = 16  # tokens that another is about to compute for both
 WORTH_A_MARK = 16  # tokens that a checkpoint saves the next prompt that begins alike
 
@@ -88,10 +92,11 @@ class Scheduler:
 
     def need(self, request: Request) -> int:
         """Cells that a request may come to hold."""
+        whole = len(request.prompt) + request.limit
         if self.bounded(request):
-            return len(request.prompt) + request.limit
+            return whole
         fair = max(1, (self.n_ctx - len(request.prompt)) // request.siblings)
-        return len(request.prompt) + min(request.limit, UNBOUNDED_RESERVE, fair)
+        return min(whole, int(request.job.progress["n_tokens"]) + min(UNBOUNDED_RESERVE, fair))
 
     def need_together(self, request: Request) -> int:
         """Cells that a request and its followers, which share its prompt, may come to hold."""
@@ -162,7 +167,11 @@ class Scheduler:
             self.waiting.remove(request)
             try:
                 started = self._start(request)
-            except BaseException:
+            except BaseException as error:  # nobody else knows of the request now
+                if request.tag not in self.running and isinstance(error, LlamaRunnerError) and self.loop.usable:
+                    for member in request.group:
+                        self.end(member, "error", "decode", f"{type(error).__name__}: {error}")
+                    continue
                 if request.tag not in self.running:
                     self.push(request)  # so that it is answered when the engine closes
                 raise
@@ -194,7 +203,9 @@ class Scheduler:
         if best is None:
             return found
         assert best.seq_id is not None
-        self.residency.publish(best.seq_id, best.job.tokens[: int(best.job.progress["n_resident"])], request.key)
+        self.residency.publish(
+            best.seq_id, best.job.tokens[: int(best.job.progress["n_resident"])], request.key
+        )
         self._pin(best)
         return self.residency.tree.match(tokens, request.key)
 
@@ -232,6 +243,17 @@ class Scheduler:
         request.job.mark(at, seq_id)
         return True
 
+    def _mark_where_others_left(self, request: Request, known: int, held: int) -> None:
+        """Leave a checkpoint where this prompt goes another way than a known one: a third may come."""
+        others = [
+            common_length(other.prompt, request.prompt)
+            for other in self.running.values()
+            if other is not request and other.key == request.key and other.leader is not request
+        ]
+        at = min(max([known, *others]), request.most)
+        if at - held >= WORTH_A_MARK:
+            self._mark(request, at)
+
     def _start(self, request: Request) -> bool:
         """Give a request its sequence and put it into the loop; False when it has to wait."""
         tokens = request.job.tokens
@@ -262,8 +284,8 @@ class Scheduler:
             follower.note_shared(request)
             self._place(follower, seq_id, 0)
         self._pin(request)
-        if not self.residency.parts and found.length - attached.n_resident >= WORTH_A_MARK:
-            self._mark(request, min(found.length, most))
+        if not self.residency.parts:
+            self._mark_where_others_left(request, found.length, attached.n_resident)
         self.loop.add(request.job, [follower.job for follower in followers])
         request.lead([])
         return True

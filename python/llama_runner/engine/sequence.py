@@ -40,10 +40,10 @@ class Snapshot:
 class Sequence:
     """A token log. Its tokens are the truth; the engine's cache follows them, and shares what sequences have in common.
 
-    A sequence needs no place in the KV memory while nothing is done with it: there may be thousands. ``pin()`` keeps its
-    cells from being evicted. It has a sampler of its own, which goes on from one ``generate`` to the next and which a fork
-    gets a copy of. One thread, or task, at a time. Every method that computes has a twin for asyncio: ``aextend``, …, so
-    that ``asyncio.gather`` over branches is one batch. Get one as ``runner.sequence(tokens)``.
+    A sequence needs no place in the KV memory while nothing is done with it: there may be thousands. ``pin()`` keeps
+    its cells from being evicted. It has a sampler of its own, which goes on from one ``generate`` to the next and which
+    a fork gets a copy of. One thread, or task, at a time. Every method that computes has a twin for asyncio:
+    ``aextend``, …, so that ``asyncio.gather`` over branches is one batch. Get one as ``runner.sequence(tokens)``.
     """
 
     def __init__(
@@ -102,7 +102,11 @@ class Sequence:
     async def aextend(self, tokens: Any) -> int:
         """``extend`` for asyncio."""
         whole = self._extended(tokens)
-        return 0 if len(whole) == 0 else self._grown(whole, await self._arun(lambda n: self._feed(whole, notify=n)))
+        return (
+            0
+            if len(whole) == 0
+            else self._grown(whole, await self._arun(lambda n: self._feed(whole, notify=n)))
+        )
 
     def _extended(self, tokens: Any) -> Tokens:
         return np.concatenate([self._tokens, self._ids(tokens)])
@@ -301,8 +305,8 @@ class Sequence:
             if self._pin is None or not self._pin.resident:
                 self.unpin()
                 raise ContextOverflowError(
-                    f"the {len(self)} tokens were evicted before they could be pinned: n_ctx={self._engine.context.n_ctx} "
-                    "is too small for all that runs",
+                    f"the {len(self)} tokens were evicted before they could be pinned: "
+                    f"n_ctx={self._engine.context.n_ctx} is too small for all that runs",
                     len(self),
                     self._engine.context.n_ctx,
                 )

@@ -1,7 +1,7 @@
 """``Tiers``: saved states of prefixes in host memory, and on disk, each within a size of its own.
 
-A state is a container of ``core`` (checksums, fingerprint of the model), which is verified again when it is read. A file on
-disk has, before that, the tokens that it is of, so that a later process finds its prefixes again.
+A state is a container of ``core`` (checksums, fingerprint of the model), verified again when it is read. A file on disk
+has, before that, the tokens that it is of, so that a later process finds its prefixes again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -270,10 +270,12 @@ def read_head(path: Path) -> OnDisk:
     if not 0 <= start < len(tokens) or size <= 0:
         raise ValueError("it holds nothing")
     key = head["key"]
-    return OnDisk(path, start, tokens, None if key is None else tuple((str(d), float(s)) for d, s in key), size)
+    return OnDisk(
+        path, start, tokens, None if key is None else tuple((str(d), float(s)) for d, s in key), size
+    )
 
 
-def skip_head(file: IO[bytes]) -> tuple[dict[str, object], bytes]:
+def skip_head(file: IO[bytes]) -> tuple[dict[str, Any], bytes]:
     """Read up to where the state begins."""
     start = file.read(len(MAGIC) + 4)
     if len(start) != len(MAGIC) + 4 or not start.startswith(MAGIC):

@@ -5,7 +5,7 @@ import threading
 import cython
 import numpy as np
 
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint64_t
+from libc.stdint cimport INT32_MAX, int32_t, int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
@@ -30,7 +30,7 @@ from llama_runner._c.engine cimport (
     lr_job_wanted,
     lr_job_watch,
 )
-from llama_runner._c.llama cimport llama_time_us, llama_token
+from llama_runner._c.llama cimport llama_time_us
 from llama_runner.core._native cimport check_process, take_string
 from llama_runner.core.sampler cimport SamplerChain
 from llama_runner.core.vocab cimport Vocab
@@ -62,8 +62,8 @@ cdef class Job:
     stop : strings (or bytes) that end the text; ``stop_tokens`` : ids that do.
     logprobs : None, or how many best alternatives to report with each token's log-probability.
     priority : larger goes first. ``timeout`` : seconds from now.
-    want : any of ``"logits"`` (a copy of the last fed token's), ``"logprobs"`` (of each fed token from ``want_from`` on)
-        and ``"embedding"``.
+    want : any of ``"logits"`` (a copy of the last fed token's), ``"logprobs"`` (of each fed token from ``want_from``
+        on) and ``"embedding"``.
     notify : tell ``DecodeLoop.ready()`` when there is output.
     processor : a number of ``DecodeLoop.processors``, or -1: who sees its logits before they are sampled from.
     adapters : a number of ``DecodeLoop.set_adapters``, or 0: what it is computed with.
@@ -144,7 +144,8 @@ cdef class Job:
 
     def __repr__(self):
         progress = self.progress
-        return f"<Job {progress['end'] or 'not ended'} {progress['n_resident']} of {progress['n_tokens']} tokens resident>"
+        state = progress["end"] or "not ended"
+        return f"<Job {state} {progress['n_resident']} of {progress['n_tokens']} tokens resident>"
 
     cdef int begin(self) except -1:
         """The loop takes the job: nobody else may use the chain now."""
@@ -236,6 +237,8 @@ cdef class Job:
                     ])
                     for i in range(out.n_tokens)
                 ]
+            if out.end != 0:
+                self.end()  # the loop's thread has no use for the chain any more
             return out.text[:out.text_size], tokens, scores, ENDS[out.end]
         finally:
             free(out.text)
@@ -264,9 +267,10 @@ cdef class Job:
         return ENDS[progress.end]
 
     def mark(self, at, seq_id):
-        """Before it is added, or while the loop is paused: once its first ``at`` tokens are resident, ``seq_id`` gets a copy of its sequence.
+        """Once its first ``at`` tokens are resident, ``seq_id`` gets a copy of its sequence.
 
-        For memories that cannot be cut back later. ``progress["marked"]`` says that it came to that.
+        Before it is added, or while the loop is paused. For memories that cannot be cut back later; ``"marked"`` of
+        ``progress`` says that it came to that.
         """
         lr_job_mark(self.ptr, check_int("at", at, 1, INT32_MAX), check_int("seq_id", seq_id, 0, 255))
 

@@ -13,7 +13,6 @@ from libc.string cimport memcpy
 from libcpp cimport bool
 
 from llama_runner._c.engine cimport (
-    lr_engine,
     lr_engine_adapters,
     lr_engine_adapters_changed,
     lr_engine_add,
@@ -49,7 +48,7 @@ from llama_runner.core.job cimport Job
 
 from llama_runner import errors
 from llama_runner._check import check_float, check_int, check_text
-from llama_runner.core.job import ENDS, ERRORS
+from llama_runner.core.job import ENDS as _ENDS, ERRORS as _ERRORS
 
 cdef dict EVENTS = {"ended": 1, "output": 2, "room": 4, "wake": 8, "stopped": 16}
 cdef int TAGS = 256
@@ -197,6 +196,12 @@ cdef class DecodeLoop:
             self.context.stranded = stranded
         return 0
 
+    @property
+    def usable(self):
+        """Whether its context can still compute: False after a failed assertion inside llama.cpp."""
+        self.note_poison()
+        return self.context.poisoned is None
+
     def __enter__(self):
         return self
 
@@ -272,11 +277,11 @@ cdef class DecodeLoop:
     def end(self, Job job not None, how, error=None, why=""):
         """While paused: end a job that is in the loop, as ``Job.finish`` ends one that is not."""
         cdef bytes text = check_text("why", why)
-        if how is None or how not in ENDS or error not in ERRORS:
-            raise errors.InvalidArgumentError(f"how={how!r}, error={error!r}: one of {ENDS[1:]}, and of {ERRORS}")
+        if how is None or how not in _ENDS or error not in _ERRORS:
+            raise errors.InvalidArgumentError(f"how={how!r}, error={error!r}: one of {_ENDS[1:]}, and of {_ERRORS}")
         if job.progress["tag"] not in self.jobs:
             raise errors.InvalidArgumentError("the job is not in this loop: use Job.finish()")
-        lr_engine_end(self.ptr, job.ptr, ENDS.index(how), ERRORS.index(error), text)
+        lr_engine_end(self.ptr, job.ptr, _ENDS.index(how), _ERRORS.index(error), text)
 
     def add_processor(self, function):
         """Make ``function(tokens, logits)`` a processor; returns its number, for ``Job``.
@@ -346,7 +351,10 @@ cdef class DecodeLoop:
         lr_engine_unstall(self.ptr)
 
     def wait(self, timeout=None):
-        """Wait for events, without the GIL: a set of ``"ended"``, ``"output"``, ``"room"``, ``"wake"``, ``"stopped"``."""
+        """Wait for events, without the GIL: a set of "ended", "output", "room", "wake" and "stopped".
+
+        Empty when ``timeout`` seconds are over first.
+        """
         cdef int64_t time_us = -1 if timeout is None else <int64_t> (check_float("timeout", timeout, 0, 1e9) * 1e6)
         cdef int events
         check_process()

@@ -412,7 +412,7 @@ cdef class Model:
 
     @property
     def state_bytes(self):
-        """Bytes of recurrent state that a context keeps for each of its sequences; 0 where the memory is cells alone."""
+        """Bytes of recurrent state that a context keeps for each of its sequences; 0 where the memory is cells."""
         return self.fact("state_bytes")
 
     @property
