@@ -150,6 +150,24 @@ def test_what_fed_tokens_leave(loop: DecodeLoop) -> None:
     alone.close()
 
 
+def test_scores_are_of_the_rows_of_their_own_job(loop: DecodeLoop) -> None:
+    """Those that read are ordered by what is left of them: the rows of a batch are not in the order of the jobs."""
+    alone = Alone(loop.context.model)
+    fed = [TOKENS[::-1].copy(), np.roll(TOKENS, 3), TOKENS[:4]]
+    jobs = [
+        job_of(loop, tokens, chain=None, max_tokens=0, seq_id=i, tag=i, want=("logprobs",) if i == 1 else ())
+        for i, tokens in enumerate(fed)
+    ]
+    loop.pause()
+    for job in jobs:
+        loop.add(job)
+    loop.resume()
+    assert [read(job)[3] for job in jobs] == ["fed"] * 3
+    expected = alone.logprobs(fed[1])[np.arange(19), fed[1][1:]]
+    assert np.abs(jobs[1].wanted("logprobs") - expected).max() < 5e-3
+    alone.close()
+
+
 def test_a_feed_may_be_resident_already(loop: DecodeLoop) -> None:
     first = job_of(loop, chain=None, max_tokens=0, tag=1)
     loop.add(first)

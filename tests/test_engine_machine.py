@@ -308,13 +308,18 @@ class EngineMachine(RuleBasedStateMachine):
         self.alone.check(request.prompt, out, greedy=live.greedy)
 
     @precondition(lambda self: hasattr(self, "engine"))
-    @rule(which=prompts, tail=tails, max_tokens=st.sampled_from([1, 4, 12]), sampled=st.booleans())
-    def ask_alone(self, which: int, tail: list[int], max_tokens: int, sampled: bool) -> None:
+    @rule(
+        which=prompts, tail=tails, max_tokens=st.sampled_from([1, 4, 12]), sampled=st.booleans(),
+        fresh=st.booleans(),
+    )  # fmt: skip
+    def ask_alone(self, which: int, tail: list[int], max_tokens: int, sampled: bool, fresh: bool) -> None:
         """With nothing else in the engine, what is cached is known exactly, unless something was lost."""
         self.go()
         while self.live:
             self.collect(0)
         self.quiet()
+        if fresh and self.sure is None:
+            self.clear()
         prompt = np.concatenate([POOL[which], np.array(tail, np.int32)])
         params = GenerationParams(
             max_tokens=max_tokens, temperature=0.8 * sampled, ignore_eos=True, logprobs=1, seed=self.steps
@@ -341,8 +346,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(place=places, collect=st.booleans())
     def cancel(self, place: int, collect: bool) -> None:
         self.sure = None
-        place %= len(self.live)
-        self.engine.cancel(self.live[len(self.live) - 1 - place].request)
+        self.engine.cancel(self.live[len(self.live) - 1 - place % len(self.live)].request)
         if collect:
             self.collect(place)
 
@@ -422,9 +426,8 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: getattr(self, "sequences", None))
     @rule(place=places, n=st.integers(1, 2))
     def fork(self, place: int, n: int) -> None:
-        sequence = self.sequence(place)
-        made = sequence.fork(n)
-        assert all(fork.tokens.tolist() == sequence.tokens.tolist() for fork in made)
+        made = self.sequence(place).fork(n)
+        assert all(fork.tokens.tolist() == self.sequence(place).tokens.tolist() for fork in made)
         self.sequences += made
         self.drop_sequences()
 
@@ -468,16 +471,14 @@ class EngineMachine(RuleBasedStateMachine):
                 assert np.abs(scores - expected[np.arange(len(tokens)), tokens]).max() < CLOSE
 
     @precondition(lambda self: getattr(self, "sequences", None))
-    @rule(place=places)
-    def pin(self, place: int) -> None:
+    @rule(place=places, keep=st.booleans())
+    def pin(self, place: int, keep: bool) -> None:
         self.pinned = True
-        self.attempt(self.sequence(place).pin)
-
-    @precondition(lambda self: getattr(self, "sequences", None))
-    @rule(place=places)
-    def unpin(self, place: int) -> None:
-        self.sequence(place).unpin()
-        assert not self.sequence(place).pinned
+        if keep:
+            self.attempt(self.sequence(place).pin)
+        else:
+            self.sequence(place).unpin()
+            assert not self.sequence(place).pinned
 
     @precondition(lambda self: getattr(self, "sequences", None))
     @rule(place=places)
@@ -519,8 +520,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.go()
         self.quiet()
         self.engine.clear()
-        assert self.context.memory.n_used == 0
-        assert list(self.engine.residency.tree.nodes()) == []
+        assert self.context.memory.n_used == 0 == len(list(self.engine.residency.tree.nodes()))
         self.forget()
 
     @precondition(lambda self: hasattr(self, "engine"))

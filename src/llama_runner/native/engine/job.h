@@ -38,6 +38,7 @@ struct lr_job {
     int32_t                  n_reached = 0;  // the most of them that have been in the memory
     int32_t                  row = -1;    // of the step under way: its row with output
     int32_t                  step_rows = 0;
+    int32_t                  first_row = 0;  // of them, in the batch
     int32_t                  most_rows = INT32_MAX;  // of a slice, after one failed
     const float *            logits = nullptr;  // of that row, once it is computed and perhaps processed
     std::vector<float>       processed;

@@ -160,6 +160,7 @@ void lr_engine::put(lr_job * job, int32_t n_rows) {
         n_rows = std::min(n_rows, config.n_outputs - n_outputs);
     }
     job->step_rows = n_rows;
+    job->first_row = batch.n_tokens;
     job->row       = -1;
     for (int32_t i = 0; i < n_rows; ++i) {
         const int32_t at  = batch.n_tokens++;
@@ -370,7 +371,6 @@ void lr_engine::measure(int32_t n_sampling, int32_t n_fed, int64_t took) {
 
 void lr_engine::harvest(const members & those) {
     const int64_t began = lr_now_us();
-    int32_t row = 0;
     members due;
     for (lr_job * job : those) {
         const int32_t first = job->n_resident;
@@ -385,9 +385,8 @@ void lr_engine::harvest(const members & those) {
         }
         job->n_reached = std::max(job->n_reached, job->n_resident);
         if (first < job->n_fed) {
-            harvest_fed(job, row, first);
+            harvest_fed(job, job->first_row, first);
         }
-        row += job->step_rows;
         job->step_rows = 0;
         if (job->mark_at > 0 && job->n_resident == job->mark_at) {
             llama_memory_seq_rm(memory, job->mark_seq, -1, -1);
