@@ -149,8 +149,8 @@ def agents(conditions: Conditions) -> Iterator[Row]:
         peers=conditions.peers.agents(conditions, work, perfect),
         notes=[
             f"n_ctx={n_ctx}, host_cache_bytes={host:,}; a perfect cache computes {perfect:,}: of each prompt, in the "
-            "order of the requests, what no earlier prompt or answer has at its start, and at least one token; it never "
-            "forgets, shares while others still compute, and lacks only each answer's last token",
+            "order of the requests, what no earlier prompt or answer has at its start, and at least one token; it "
+            "never forgets, shares while others still compute, and lacks only each answer's last token",
             f"first turns: {sum(fleet.computed[first]):,} computed, {sum(fleet.perfectly[first]):,} perfectly; later "
             f"turns: {computed - sum(fleet.computed[first]):,} and {perfect - sum(fleet.perfectly[first]):,}",
             looped,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.agents import PerfectCache
 from benchmarks.conditions import (
@@ -22,7 +23,7 @@ from llama_runner import LlamaRunner
 BRANCHES = 16
 
 
-def sampling(n: int, seed: int) -> dict[str, object]:
+def sampling(n: int, seed: int) -> dict[str, Any]:
     """A branch differs from the others by its seed. One token more than steps: the first comes from the prefix."""
     return {"max_tokens": n + 1, "temperature": 1.0, "top_k": 40, "seed": seed, "ignore_eos": True}
 
@@ -49,7 +50,7 @@ class Forks:
         perfect = PerfectCache()
         for answer in answers:
             perfect.add([*prefix.tolist(), *answer[:-1].tolist()])
-        self.cells.append((self.runner.get_context_info().cells_used, perfect.n_tokens))
+        self.cells.append((self.runner.get_context_info().used, perfect.n_tokens))
 
     def many(self) -> float:
         """Seconds of ``generate_many(n=16)``."""

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from benchmarks.conditions import Conditions, LoopTime, each, native_program, random_tokens, spinning
 from benchmarks.native import batched_bench, llama_bench_rate
 from benchmarks.report import Row, Spread, at_least
 from llama_runner import LlamaRunner
 
-SAMPLED = {"top_k": 40, "top_p": 0.95, "min_p": 0.0, "temperature": 0.8, "seed": 1, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.0,
+    "temperature": 0.8,
+    "seed": 1,
+    "ignore_eos": True,
+}
 
 
 def stream_rate(runner: LlamaRunner, n: int) -> float:
