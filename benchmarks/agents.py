@@ -136,7 +136,8 @@ def agents(conditions: Conditions) -> Iterator[Row]:
         ],
         "answer": ANSWER,
         "at_a_time": AT_A_TIME,
-        "n_ctx": n_ctx,
+        # a slot shares nothing with another: each needs its own copy of the longest prompt
+        "n_ctx": max(n_ctx, AT_A_TIME * (shared + turns * (USER + ANSWER) + 16)),
         "host_mib": host >> 20,
         "threads": conditions.threads,
     }

@@ -47,6 +47,10 @@ class Forks:
         return random_tokens(self.prefix, self.seed)
 
     def count(self, prefix: Tokens, answers: list[Tokens]) -> None:
+        while (
+            self.runner.engine.counters.running
+        ):  # their last cells are shared once the engine has noted their end
+            time.sleep(0.001)
         perfect = PerfectCache()
         for answer in answers:
             perfect.add([*prefix.tolist(), *answer[:-1].tolist()])

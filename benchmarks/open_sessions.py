@@ -24,7 +24,7 @@ OWN = 100  # tokens of a session
 
 def open_sessions(conditions: Conditions) -> Iterator[Row]:
     """Memory a session beyond cells, with cells in the host tier and with cells dropped; and the engine's own."""
-    sessions = conditions.size(1000, 100)
+    sessions = conditions.size(1000, 40)
     with tempfile.TemporaryDirectory() as folder:
         tiny = _tiny_model(Path(folder) / "tiny.gguf")
         traced = _child(

@@ -64,7 +64,7 @@ class Peers:
             return {"cannot": f"not done after {PATIENCE} s"}
         answers = [line for line in done.stdout.splitlines() if line.startswith('{"peer":')]
         if done.returncode != 0 or not answers:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            lines = [line for line in done.stderr.splitlines() if "Error" in line]
             return {"cannot": f"failed: {lines[-1][:80] if lines else done.returncode}"}
         answer: dict[str, Any] = json.loads(answers[-1])["peer"]
         return answer
