@@ -75,6 +75,7 @@ def main() -> int:
         try:
             for row in BENCHMARKS[name](conditions):
                 rows.append(row)
+                conditions.say(f"  {row}")
         except Exception as error:  # the others are worth having
             import traceback
 

@@ -138,13 +138,3 @@ class LoopTime:
             f"the loop: {decode:.1%} of the time decoding, {sample:.1%} sampling, {1 - decode - sample:.1%} neither; "
             f"{rows['steps']} steps, {rows['rows_fed']} rows read, {rows['rows_sampled']} sampled"
         )
-
-
-def new_sequence(runner: LlamaRunner, tokens: Tokens) -> Any:
-    """``runner.sequence(tokens)``."""
-    make = getattr(runner, "sequence", None)
-    if make is not None:
-        return make(tokens)
-    from llama_runner.engine.sequence import Sequence as EngineSequence
-
-    return EngineSequence(runner.engine, tokens)

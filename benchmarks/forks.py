@@ -13,7 +13,6 @@ from benchmarks.conditions import (
     each,
     in_threads,
     native_program,
-    new_sequence,
     random_tokens,
 )
 from benchmarks.native import batched_bench
@@ -69,7 +68,7 @@ class Forks:
         """Seconds of a ``Sequence`` that is extended, forked 16 times, and each fork generated from in a thread."""
         prefix = self.fresh()
         start = time.perf_counter()
-        sequence = new_sequence(self.runner, prefix[:0])
+        sequence = self.runner.sequence()
         sequence.extend(prefix)
         before = time.perf_counter()
         forks = sequence.fork(BRANCHES)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.conditions import BATCH, ROOT, Conditions, new_sequence, random_tokens
+from benchmarks.conditions import BATCH, ROOT, Conditions, random_tokens
 from benchmarks.report import Row, Spread, at_most
 
 OWN = 100  # tokens of a session
@@ -111,7 +111,7 @@ def measure_sessions(work: dict[str, Any]) -> dict[str, Any]:
 
         # what happens once, and every buffer at its largest
         runner.generate(some(1500, 1), max_tokens=8, ignore_eos=True)
-        before = [new_sequence(runner, some(OWN, 10_000 + i)) for i in range(30)]
+        before = [runner.sequence(some(OWN, 10_000 + i)) for i in range(30)]
         for sequence in before:
             sequence.extend(())
         del before, sequence
@@ -122,7 +122,7 @@ def measure_sessions(work: dict[str, Any]) -> dict[str, Any]:
         traced = tracemalloc.get_traced_memory()[0] if work.get("trace") else 0
         held = []
         for i in range(work["sessions"]):
-            sequence = new_sequence(runner, some(OWN, 20_000 + i)[:0])
+            sequence = runner.sequence()
             sequence.extend(some(OWN, 20_000 + i))
             held.append(sequence)
         # the last ones' cells leave as well
@@ -144,11 +144,7 @@ def measure_sessions(work: dict[str, Any]) -> dict[str, Any]:
 
 def _held(runner: Any) -> int:
     """Bytes of saved states in host memory."""
-    used = getattr(getattr(runner.engine, "residency", None), "host_used", None)
-    if used is not None:
-        return int(used)
-    cache = runner.engine.counters.cache  # right as long as none was dropped, and none shared
-    return int(cache.bytes_saved - cache.bytes_restored)
+    return int(runner.engine.counters.cache.host_bytes)
 
 
 def measure_bare(work: dict[str, Any]) -> dict[str, Any]:

@@ -74,6 +74,12 @@ class Row:
         judged = self.ours if self.ratio is None else self.ratio
         return None if self.wanted is None else self.wanted.met(judged.median)
 
+    def __str__(self) -> str:
+        judged = {None: "", True: ", met", False: ", MISSED"}[self.met]
+        against = "" if self.native is None else f", native {self.native}"
+        ratio = "" if self.ratio is None else f", ratio {self.ratio}"
+        return f"{self.name}: {self.ours} {self.unit}{against}{ratio}, wanted {self.wanted}{judged}"
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
