@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.native import describe
 from llama_runner.core import Batch, Context, Model, argmax, log_softmax, top_logprobs
-from native import describe
 from tiny_models import write_tiny_model
 
 N_STEPS = 50  # a round of a millisecond: among many, some run undisturbed

@@ -1,18 +1,16 @@
-"""What a user calls: one stream, sampled, text to Python; and the prefill of a prompt. Against llama-bench."""
+"""The prefill of a prompt against llama-bench; memory beside it; what an import takes."""
 
 from __future__ import annotations
 
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.native import N_PROMPT, THREADS, describe, llama_bench_rate, peak_rss, ratios
 from llama_runner import LlamaRunner
-from llama_runner.core import Batch
-from native import N_GEN, N_PROMPT, THREADS, describe, llama_bench_rate, peak_rss, ratios
 
 
 @pytest.fixture(scope="module")
@@ -20,20 +18,6 @@ def runner(smollm2: Path):
     with LlamaRunner(smollm2, n_ctx=1024, n_threads=THREADS) as made:
         made.generate("warm up", max_tokens=4)
         yield made
-
-
-def stream_rate(runner: LlamaRunner) -> float:
-    """Tokens a second of one sampled stream, from the first token to the last, as text in Python."""
-    runner.clear_context()
-    stream = runner.stream(
-        "A", max_tokens=N_GEN + 1, top_k=40, top_p=0.95, min_p=0.0, temperature=0.8, ignore_eos=True, seed=1
-    )
-    next(stream)
-    start = time.perf_counter()
-    text = "".join(chunk.text for chunk in stream)
-    seconds = time.perf_counter() - start
-    assert text
-    return N_GEN / seconds
 
 
 def prefill_rate(runner: LlamaRunner) -> float:
@@ -45,15 +29,6 @@ def prefill_rate(runner: LlamaRunner) -> float:
     return N_PROMPT / out.timings.prompt_seconds
 
 
-@pytest.mark.benchmark(group="stream")
-def bench_one_stream_sampled(benchmark, runner, smollm2, llama_bench):
-    found = ratios(
-        lambda: stream_rate(runner), lambda: llama_bench_rate(llama_bench, smollm2, generate=N_GEN)
-    )
-    benchmark.extra_info.update(ratio_to_llama_bench_tg=describe(found), target=0.95)
-    benchmark.pedantic(stream_rate, args=(runner,), rounds=3)
-
-
 @pytest.mark.benchmark(group="prefill")
 def bench_prefill(benchmark, runner, smollm2, llama_bench):
     found = ratios(
@@ -61,59 +36,6 @@ def bench_prefill(benchmark, runner, smollm2, llama_bench):
     )
     benchmark.extra_info.update(ratio_to_llama_bench_pp=describe(found), target=0.97)
     benchmark.pedantic(prefill_rate, args=(runner,), rounds=3)
-
-
-def gaps(runner: LlamaRunner) -> list[float]:
-    """Microseconds from the end of each native call of a stream to the start of the next: all that Python does."""
-    runner.clear_context()
-    stream = runner.stream("A", max_tokens=N_GEN, temperature=0.8, ignore_eos=True, seed=1)
-    advance = stream._generation._following
-    times: list[float] = []
-
-    def timed(token: int, pos: int) -> tuple[int, bytes, bool]:
-        times.append(time.perf_counter())
-        following = advance(token, pos)
-        times.append(time.perf_counter())
-        return following
-
-    stream._generation._following = timed
-    for _ in stream:
-        pass
-    return [(start - end) * 1e6 for end, start in zip(times[1::2], times[2::2], strict=False)]
-
-
-@pytest.mark.benchmark(group="python")
-def bench_python_cost_per_token(benchmark, runner, tmp_path):
-    """What Python adds to a streamed token: in place, and with a model so small that the caches stay warm.
-
-    The first is the larger by what a decode does to the caches: it reads all weights, and then even a trivial loop of
-    Python costs several times what it costs otherwise, which is measured beside it.
-    """
-    from tiny_models import write_tiny_model
-
-    def trivial() -> float:
-        start = time.perf_counter()
-        [i * 2 for i in range(100)]
-        return (time.perf_counter() - start) * 1e6
-
-    context, batch, after = runner.context, Batch(1), []
-    runner.clear_context()
-    for i in range(100):
-        batch.clear()
-        batch.add(5 + i, i, 1, True)
-        context.decode(batch)
-        after.append(trivial())
-    context.memory.seq_rm(1)
-    with LlamaRunner(write_tiny_model(tmp_path / "tiny.gguf", "llama"), n_ctx=512) as small:
-        warm = [statistics.median(gaps(small)) for _ in range(5)]
-    benchmark.extra_info.update(
-        microseconds_in_place=describe([statistics.median(gaps(runner)) for _ in range(5)]),
-        microseconds_warm=describe(warm),
-        trivial_loop_after_decode=round(statistics.median(after), 1),
-        trivial_loop_warm=round(statistics.median(trivial() for _ in range(1000)), 1),
-        target=20,
-    )
-    benchmark.pedantic(gaps, args=(runner,), rounds=2)
 
 
 CHILD = """

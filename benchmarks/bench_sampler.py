@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from benchmarks.native import describe, ratios
 from llama_runner.core import SamplerChain, apply_rows
-from native import describe, ratios
 
 N_ROWS = 32
 N_VOCAB = 150_000

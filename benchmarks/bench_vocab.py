@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.native import describe, ratios
 from llama_runner.core import Model, Vocab
 from llama_runner.core.vocab import native_tokenize_seconds
-from native import describe, ratios
 
 ROOT = Path(__file__).parent.parent
 VOCABS = ("llama-bpe", "qwen2", "deepseek-llm", "phi-3", "bert-bge")

@@ -1,4 +1,4 @@
-"""Runs of llama-bench and of our own processes, measured in the same way."""
+"""Runs of llama-bench and llama-batched-bench and of our own processes, measured in the same way."""
 
 from __future__ import annotations
 
@@ -16,29 +16,36 @@ N_PROMPT = 512
 N_GEN = 128
 
 
-def llama_bench_rate(program: Path, model: Path, *, prompt: int = 0, generate: int = 0) -> float:
+def llama_bench_rate(
+    program: Path, model: Path, *, prompt: int = 0, generate: int = 0, threads: int = THREADS
+) -> float:
     """Tokens a second of one llama-bench repetition after its own warm-up."""
-    done = subprocess.run(
-        [
-            program,
-            "-m",
-            model,
-            "-p",
-            str(prompt),
-            "-n",
-            str(generate),
-            "-t",
-            str(THREADS),
-            "-r",
-            "1",
-            "-o",
-            "json",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    command = [program, "-m", model, "-p", prompt, "-n", generate, "-t", threads, "-r", 1, "-o", "json"]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)[0]["avg_ts"])
+
+
+def batched_bench(
+    program: Path,
+    model: Path,
+    *,
+    n_ctx: int,
+    prompt: int,
+    generate: int,
+    streams: int,
+    shared: bool = False,
+    threads: int = THREADS,
+) -> dict[str, float]:
+    """One llama-batched-bench in a unified memory: ``t_pp``, ``t_tg``, ``t`` in seconds, ``speed`` over all."""
+    command = [
+        program, "-m", model, "-c", n_ctx, "-b", 2048, "-ub", 512, "-kvu", "-t", threads, "--output-format", "jsonl",
+        "-npp", prompt, "-ntg", generate, "-npl", streams, *(["-pps"] if shared else []),
+    ]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith('{"n_kv_max"')]
+    assert len(lines) == 1, done.stdout + done.stderr
+    found: dict[str, float] = json.loads(lines[0])
+    return found
 
 
 def ratios(ours: Callable[[], float], native: Callable[[], float], rounds: int = 5) -> list[float]:

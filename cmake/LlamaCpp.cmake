@@ -38,7 +38,7 @@ list(APPEND LLAMA_RUNNER_GGML_TARGETS ${_backends})
 list(REMOVE_DUPLICATES LLAMA_RUNNER_GGML_TARGETS)
 
 if(LLAMA_RUNNER_TOOLS)
-  foreach(_tool IN ITEMS llama-bench completion)
+  foreach(_tool IN ITEMS llama-bench batched-bench completion)
     add_subdirectory("${LLAMA_CPP_DIR}/tools/${_tool}" "tools/${_tool}")
   endforeach()
   # writes a tiny model of every architecture; upstream's own CMake would bring all of its tests along
