@@ -83,7 +83,8 @@ def really_used(pool: RunnerPool) -> int:
     contexts, weights = 0, {}
     for entry in pool._entries.values():
         for copy in entry.copies:
-            found = copy.runner.context.memory_breakdown
+            with copy.runner.engine.paused() as context:
+                found = context.memory_breakdown
             contexts += found["context"] + found["compute"]
             weights[id(copy.runner.model)] = found["model"]
     return contexts + sum(weights.values())

@@ -58,6 +58,7 @@ ANY_THREAD: dict[type, dict[str, str]] = {
         "abort": "its purpose", "closed": "one pointer is looked at",
         "memory": "makes the Memory; its methods are guarded",
         **dict.fromkeys(("model", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab"), FACTS),
+        **dict.fromkeys(("kv_unified", "swa_full"), FACTS),
         "n_outputs": "a plain number, of the last decode that ended",
         "produces_embeddings": "a plain flag",
     },

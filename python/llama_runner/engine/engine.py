@@ -88,8 +88,8 @@ class Engine:
         check_float("pace", pace, 1, 1000)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
-        # a window, even one that is held in full, loses cells of its own that its end attends to no more (llama.cpp lets the
-        # next batch have them): what begins in its middle could not be computed any more
+        # a window, even one that is held in full, loses cells of its own that its end attends to no more: llama.cpp lets
+        # the next batch have them, and what begins in its middle could not be computed any more
         parts = kind == "attention"
         self.memory_kind = kind
         self._lock = threading.RLock()
@@ -226,7 +226,8 @@ class Engine:
         together = scheduler.need_together(request)
         if together > self.context.n_ctx and not scheduler.countless:
             raise ContextOverflowError(
-                f"{len(request.group)} generations of a prompt of {len(request.prompt)} tokens may come to {together} cells, and "
+                f"{len(request.group)} generations of a prompt of {len(request.prompt)} tokens may come to {together} "
+                "cells, and "
                 f"the context has {self.context.n_ctx}: make n or max_tokens smaller, or n_ctx larger",
                 together,
                 self.context.n_ctx,
@@ -363,9 +364,8 @@ class Engine:
                     return
         except BaseException as error:
             # nobody would be answered any more: better that everybody hears of it
-            if (
-                type(error) is LlamaRuntimeError
-            ):  # an assertion failed inside llama.cpp: the context takes nothing any more
+            if type(error) is LlamaRuntimeError:
+                # an assertion failed inside llama.cpp: the context takes nothing any more
                 self._close("poisoned", str(error))
                 return
             self.close()

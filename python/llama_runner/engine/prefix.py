@@ -75,8 +75,8 @@ class Match:
 class PrefixCache:
     """Which prefixes are known, and where. The caller guards it with a lock of its own.
 
-    What was computed with different adapters has nothing in common: a ``key`` (None for none) chooses the tree. ``parts``
-    says whether the keys and values of a node's tokens are of use without those of all of them.
+    What was computed with different adapters has nothing in common: a ``key`` (None for none) chooses the tree.
+    ``parts`` says whether the keys and values of a node's tokens are of use without those of all of them.
     """
 
     def __init__(self, *, parts: bool = True) -> None:

@@ -297,7 +297,7 @@ class Scheduler:
     def _prepare(
         self, request: Request, tokens: Tokens, most: int, *, keep: bool
     ) -> tuple[list[int], Attached] | str:
-        """Room and sequences for a request and its followers, what is known attached to the first; or why there are none.
+        """Room and sequences for a request and its followers, what is known attached to the first; or why not.
 
         ``keep``: what it may use is not evicted for its sake.
         """
@@ -311,8 +311,9 @@ class Scheduler:
             cells += (self.need(request) - len(request.prompt)) * len(request.followers)
             if not self._find_room(request, cells):
                 return (
-                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are in use "
-                    "and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and max_tokens smaller"
+                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are "
+                    "in use and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and "
+                    "max_tokens smaller"
                 )
             for _ in request.group:
                 seq_id = self.residency.take_seq()
@@ -320,7 +321,8 @@ class Scheduler:
                     for taken in seqs:
                         self.residency.release(taken)
                     return (
-                        f"{len(request.group)} sequences are needed and too few of {self.residency.context.n_seq_max} are not "
+                        f"{len(request.group)} sequences are needed and too few of "
+                        f"{self.residency.context.n_seq_max} are not "
                         "pinned: make n_seq_max larger, or pin fewer"
                     )
                 seqs.append(seq_id)

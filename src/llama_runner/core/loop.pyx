@@ -256,7 +256,8 @@ cdef class DecodeLoop:
     def take_out(self, Job job not None):
         """While paused: take a job out where it stands, and the followers that still wait for its tokens to be fed.
 
-        Returns those that were taken out, ``job`` first: none when it has ended meanwhile. A mark it has not come to is gone.
+        Returns those that were taken out, ``job`` first: none when it has ended meanwhile. A mark that it has not come
+        to is gone.
         """
         cdef uint64_t tags[256]
         cdef int32_t n = lr_engine_take_out(self.ptr, job.ptr, tags), i
