@@ -59,6 +59,7 @@ CONTEXT_CALLS: dict[str, tuple] = {
 }  # fmt: skip
 CONTEXT_HARMLESS = {
     "close", "closed", "abort", "model", "memory", "n_ctx", "n_batch", "n_ubatch", "n_seq_max", "n_vocab", "n_outputs",
+    "kv_unified", "swa_full",
     "produces_embeddings",
 }  # fmt: skip
 MEMORY_CALLS: dict[str, tuple] = {

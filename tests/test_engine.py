@@ -752,8 +752,9 @@ def test_what_cannot_be_computed_costs_its_own_request(runner: LlamaRunner) -> N
 
     for code, kind in ((-3, DecodeError), (-2, OutOfMemoryError)):
         runner.engine.loop._fail_next(code, 50)
-        with pytest.raises(kind):
+        with pytest.raises(kind) as caught:
             runner.generate(prompt(1), max_tokens=4, **GREEDY)
+        assert getattr(caught.value, "code", code) == code
         runner.engine.loop._fail_next(0, 0)
         assert len(runner.generate(prompt(4), max_tokens=4, **GREEDY).tokens) == 4
 

@@ -88,8 +88,8 @@ class Engine:
         check_float("pace", pace, 1, 1000)
         able = context._able
         kind = MEMORY_KINDS[able["kind"]]
-        # a window, even one that is held in full, loses cells of its own that its end attends to no more: llama.cpp lets
-        # the next batch have them, and what begins in its middle could not be computed any more
+        # a window, even one that is held in full, loses cells of its own that its end attends to no more: llama.cpp
+        # lets the next batch have them, and what begins in its middle could not be computed any more
         parts = kind == "attention"
         self.memory_kind = kind
         self._lock = threading.RLock()
@@ -168,8 +168,8 @@ class Engine:
             processor = -1 if logits_processor is None else self.loop.add_processor(logits_processor)
             requests = [
                 Request(
-                    self.vocab, prompt, params, each, tag=next(self._tags), seed=seed, limit=limit, priority=priority,
-                    owner=owner, notify=notify, processor=processor, adapters=adapter_set, key=key,
+                    self.vocab, prompt, params, each, tag=next(self._tags), seed=seed, n_ctx=n_ctx, limit=limit,
+                    priority=priority, owner=owner, notify=notify, processor=processor, adapters=adapter_set, key=key,
                 )
                 for seed, each in zip(seeds, chains, strict=True)
             ]  # fmt: skip
@@ -205,9 +205,9 @@ class Engine:
         key, adapter_set = self._adapter_set(adapters, 1)
         with self._given_back(key, 1), self._inbox_lock:
             request = Request(
-                self.vocab, tokens, GenerationParams(timeout=timeout), None, tag=next(self._tags), limit=0,
-                priority=priority, owner=owner, notify=notify, want=want, want_from=want_from, adapters=adapter_set,
-                key=key,
+                self.vocab, tokens, GenerationParams(timeout=timeout), None, tag=next(self._tags),
+                n_ctx=self.context.n_ctx, limit=0, priority=priority, owner=owner, notify=notify, want=want,
+                want_from=want_from, adapters=adapter_set, key=key,
             )  # fmt: skip
             self._enqueue(request)
         return request

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -47,6 +48,7 @@ class Request:
         *,
         tag: int,
         seed: int = 0,
+        n_ctx: int,
         limit: int,
         priority: int,
         owner: str | None,
@@ -62,6 +64,7 @@ class Request:
         self.params = params
         self.tag = tag
         self.seed = seed
+        self.n_ctx = n_ctx
         self.limit = limit  # most tokens to sample
         self.priority = priority
         self.owner = owner
@@ -220,9 +223,10 @@ class Request:
         progress, text = self.job.progress, self.job.error_text
         kind = ERRORS.get(str(progress["error"]), DecodeError)
         if kind is ContextOverflowError:
-            return ContextOverflowError(text, len(self.prompt) + self.limit, 0)
+            return ContextOverflowError(text, len(self.prompt) + self.limit, self.n_ctx)
         if kind is DecodeError:
-            return DecodeError(text, code=-2)
+            code = re.search(r"llama_decode returned (-?\d+)", text)
+            return DecodeError(text, code=int(code[1]) if code else -2)
         raised = self.job.raised
         if raised is not None:
             text = f"{text}: {type(raised).__name__}: {raised}"
