@@ -232,6 +232,30 @@ def test_each_request_has_its_own_adapters(runner: LlamaRunner, path: Path, tmp_
     second.close()
 
 
+def test_nobody_can_wait_for_himself(runner: LlamaRunner) -> None:
+    with runner.engine.paused(), pytest.raises(ContextBusyError, match="inside paused"):
+        runner.generate(prompt(3), max_tokens=3)
+    caught: list[type[BaseException]] = []
+
+    def calls_back(tokens: list[Tokens], logits: Any) -> None:
+        for call in (
+            lambda: runner.generate(prompt(3), max_tokens=3),
+            runner.kv_map,
+            runner.clear_context,
+            lambda: runner.counters,
+            lambda: runner.sequence(prompt(3)).logits,
+            runner.engine.loop.pause,
+        ):
+            try:
+                call()
+            except ContextBusyError as error:
+                caught.append(type(error))
+
+    assert len(runner.generate(prompt(5), max_tokens=2, logits_processor=calls_back, **GREEDY).tokens) == 2
+    assert caught == [ContextBusyError] * 12
+    wait_for(lambda: runner.counters.running == runner.counters.waiting == 0)
+
+
 # --- what is shared
 
 

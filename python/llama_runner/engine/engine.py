@@ -92,7 +92,8 @@ class Engine:
         # lets the next batch have them, and what begins in its middle could not be computed any more
         parts = kind == "attention"
         self.memory_kind = kind
-        self._lock = threading.RLock()
+        self._lock = EngineLock()
+        self._paused_by = 0  # the thread that is inside paused()
         self._tags = itertools.count(1)
         self._requests = 0
         self._inbox_lock = threading.Lock()
@@ -105,6 +106,7 @@ class Engine:
         check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
         check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
+        self._lock.loop = self.loop
         try:
             context.memory.clear()  # what an earlier engine, or its owner, left there is nobody's
             self.residency = Residency(
@@ -336,6 +338,11 @@ class Engine:
         finally:
             self.loop.resume()
 
+    @property
+    def waits_for_caller(self) -> bool:
+        """Whether the calling thread holds the engine up, and would wait for itself if it waited for a result."""
+        return self.loop.inside or self._paused_by == threading.get_ident()
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[Context]:
         """The context between two steps; the loop goes on afterwards. Wait for it no longer than a step.
@@ -346,7 +353,11 @@ class Engine:
             self._check_open()
             with self._paused() as context:
                 self._unpin_dropped()
-                yield context
+                outer, self._paused_by = self._paused_by, threading.get_ident()
+                try:
+                    yield context
+                finally:
+                    self._paused_by = outer
 
     # --- the manager
 
@@ -541,6 +552,22 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class EngineLock:
+    """A lock that a thread may take again, and a logits processor not at all: who has it may be waiting for that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self.loop: DecodeLoop | None = None
+
+    def __enter__(self) -> None:
+        if self.loop is not None and self.loop.inside:
+            raise ContextBusyError("this is a logits processor: the engine waits for it and answers nothing")
+        self._lock.acquire()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.release()
 
 
 MEMORY_KINDS = ("none", "attention", "sliding-window", "recurrent", "hybrid", "unknown")

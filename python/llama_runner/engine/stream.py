@@ -10,7 +10,7 @@ from typing import Self
 
 from llama_runner.engine.engine import Engine
 from llama_runner.engine.request import Request
-from llama_runner.errors import InvalidArgumentError, LlamaRunnerError
+from llama_runner.errors import ContextBusyError, InvalidArgumentError, LlamaRunnerError
 from llama_runner.results import Chunk, Completion, Explanation
 
 __all__ = ["AsyncStream", "Stream", "exhaust"]
@@ -55,6 +55,10 @@ class Stream(Iterator[Chunk]):
     def __next__(self) -> Chunk:
         if self._request.ended:
             raise StopIteration
+        if self._engine.waits_for_caller:
+            raise ContextBusyError(
+                "nothing is computed as long as this thread is inside paused(), or in a logits processor: read it later"
+            )
         try:
             chunk = self._request.chunk()
         except LlamaRunnerError as error:
@@ -76,6 +80,8 @@ class Stream(Iterator[Chunk]):
         if self._request.ended:
             return
         self._engine.cancel(self._request)
+        if self._engine.waits_for_caller:  # it ends once this thread lets it
+            return
         try:
             while not self._request.ended:
                 self._request.chunk()

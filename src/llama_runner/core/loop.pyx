@@ -50,6 +50,9 @@ from llama_runner import errors
 from llama_runner._check import check_float, check_int, check_text
 from llama_runner.core.job import ENDS as _ENDS, ERRORS as _ERRORS
 
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() nogil
+
 cdef dict EVENTS = {"ended": 1, "output": 2, "room": 4, "wake": 8, "stopped": 16}
 cdef int TAGS = 256
 
@@ -75,11 +78,13 @@ cdef class Processors:
     cdef dict functions  # by number
     cdef dict jobs  # by tag: the loop's
     cdef int n_vocab
+    cdef unsigned long thread  # that is in run()
 
     cdef void run(self, lr_processed *rows, int32_t n) noexcept:
         """Call each function once with all of its rows; what it fails at is told to the jobs of those rows."""
         cdef int32_t i
         groups = {}
+        self.thread = PyThread_get_thread_ident()
         for i in range(n):
             groups.setdefault(rows[i].processor, []).append(i)
         for number, members in groups.items():
@@ -91,6 +96,7 @@ cdef class Processors:
                     job = self.jobs.get(rows[i].tag)
                     if job is not None:
                         (<Job> job).exception = error
+        self.thread = 0
 
     cdef int call(self, lr_processed *rows, function, list members) except -1:
         cdef size_t size = self.n_vocab * sizeof(float)
@@ -197,6 +203,11 @@ cdef class DecodeLoop:
         return 0
 
     @property
+    def inside(self):
+        """Whether the calling thread is in a processor, so that the loop waits for it."""
+        return (<Processors> self.processors).thread == PyThread_get_thread_ident()
+
+    @property
     def usable(self):
         """Whether its context can still compute: False after a failed assertion inside llama.cpp."""
         self.note_poison()
@@ -209,8 +220,13 @@ cdef class DecodeLoop:
         self.close()
 
     def pause(self):
-        """Wait for the end of the step under way, without the GIL, and hold the next one back. Calls nest."""
+        """Wait for the end of the step under way, without the GIL, and hold the next one back. Calls nest.
+
+        Raises ContextBusyError in a processor, which the step waits for.
+        """
         check_process()
+        if self.inside:
+            raise errors.ContextBusyError("this is a logits processor: the step that is to end waits for it")
         with nogil:
             lr_engine_pause(self.ptr)
 
