@@ -319,6 +319,34 @@ def test_what_is_evicted_comes_back_from_host_memory(path: Path) -> None:
         assert runner.counters.cache.evicted_for_good == 2
 
 
+def test_a_saved_state_that_does_not_fit_now_is_kept(path: Path) -> None:
+    with make(path, n_ctx=1024) as runner:
+        runner.generate(prompt(900), max_tokens=1, **GREEDY)
+        runner.generate(prompt(300, 1), max_tokens=1, **GREEDY)  # the first goes to host memory
+        stream = runner.stream(prompt(300, 1), max_tokens=600, **GREEDY)
+        next(stream)
+        part = runner.generate(np.concatenate([prompt(100), prompt(4, 2)]), max_tokens=1, **GREEDY)
+        assert part.usage.cached_tokens == 0
+        stream.close()
+        assert runner.counters.cache.damaged == 0
+        assert runner.generate(prompt(900), max_tokens=1, **GREEDY).usage.cached_tokens == 899
+
+
+def test_pinned_sequences_leave_nobody_waiting_for_ever(path: Path) -> None:
+    with make(path, n_seq_max=2) as runner:
+        for seed in (1, 2):
+            given = np.concatenate([prompt(50), prompt(5, seed)])
+            assert len(runner.generate(given, max_tokens=3, timeout=20, **GREEDY).tokens) == 3
+    with make(path, n_seq_max=4) as runner:
+        pinned = [runner.sequence(prompt(20, i)) for i in range(3)]
+        for seq in pinned:
+            seq.pin()
+        with pytest.raises(ContextOverflowError, match="n_seq_max"):
+            runner.generate(prompt(30, 9), max_tokens=3, timeout=20)
+        pinned[0].unpin()
+        assert len(runner.generate(prompt(30, 9), max_tokens=3, timeout=20, **GREEDY).tokens) == 3
+
+
 def test_a_disk_cache_outlives_its_process(path: Path, tmp_path: Path) -> None:
     given, branch = prompt(200), np.concatenate([prompt(150), prompt(30, 7)])
     with make(path, disk_cache=tmp_path) as runner:

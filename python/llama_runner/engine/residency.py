@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner.core import Context
-from llama_runner.engine.prefix import Match, Node, PrefixCache
+from llama_runner.engine.prefix import Match, Node, PrefixCache, Stored
 from llama_runner.engine.tiers import OnDisk, Tiers
 from llama_runner.errors import LlamaRunnerError
 
@@ -422,10 +422,18 @@ class Residency:
         if self.tiers.put(leaf, start, blob):
             self.counters.bytes_saved += len(blob)
 
+    def _room_for(self, stored: Stored) -> bool:
+        """Room for all of a saved state, which is read as a whole though only its beginning may be wanted."""
+        if self.parts:
+            while self.memory.n_used + stored.end - stored.start > self.memory.n_cells:
+                if not self.evict_one():
+                    return False
+        return True
+
     def _restore(self, node: Node, seq_id: int) -> bool:
         """Bring a stored node back into ``seq_id``, after what that holds already; False where it cannot be."""
         stored = node.stored
-        if stored is None:
+        if stored is None or not self._room_for(stored):
             return False
         try:
             blob = self.tiers.get(stored)
