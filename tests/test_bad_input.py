@@ -236,15 +236,17 @@ def test_what_a_stopped_decode_emptied_is_not_taken_for_cached(tiny_model, kind)
         assert "timeout" in reasons
 
 
-def test_an_emptied_sequence_is_computed_anew(tiny_model):
-    with LlamaRunner(tiny_model("mamba"), n_ctx=512, n_threads=1) as runner:
+@pytest.mark.parametrize("kind", ["llama", "mamba", "hybrid", "swa"])
+def test_an_emptied_sequence_is_computed_anew(tiny_model, kind):
+    with LlamaRunner(tiny_model(kind), n_ctx=512, n_threads=1) as runner:
         prompt = np.arange(300, 340, dtype=np.int32)
         expected = runner.generate(prompt, max_tokens=4, temperature=0, ignore_eos=True)
         longer = np.concatenate([prompt, expected.tokens])
         follow = runner.generate(longer, max_tokens=4, temperature=0, ignore_eos=True).tokens.tolist()
         runner.clear_context()
         runner.generate(prompt, max_tokens=4, temperature=0, ignore_eos=True)
-        runner.context.memory.clear()  # what a failed decode does to a recurrent sequence
+        with runner.engine.paused() as context:
+            context.memory.clear()  # what a failed decode does to a recurrent sequence
         again = runner.generate(longer, max_tokens=4, temperature=0, ignore_eos=True)
         assert again.usage.cached_tokens == 0
         assert again.tokens.tolist() == follow

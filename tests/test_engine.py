@@ -719,7 +719,7 @@ def test_sequences_of_asyncio(runner: LlamaRunner) -> None:
         outs = await asyncio.gather(
             *(branch.agenerate(max_tokens=20, seed=i, ignore_eos=True) for i, branch in enumerate(branches))
         )
-        assert runner.counters.loop["steps"] - steps < 60
+        assert runner.counters.loop["steps"] - steps < 8 * 20
         assert len({out.tokens.tobytes() for out in outs}) > 1
         scores, logits = await asyncio.gather(seq.ascore(outs[0].tokens), seq.alogits())
         assert (len(scores), logits.shape) == (20, (runner.model.vocab.n_tokens,))

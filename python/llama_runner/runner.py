@@ -170,7 +170,7 @@ class LlamaRunner:
         if n_ctx is None:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         if n_seq_max is None:
-            n_seq_max = min(self._default_n_seq_max(n_ctx), options.get("n_batch", DEFAULT_N_CTX))
+            n_seq_max = max(2, min(self._default_n_seq_max(n_ctx), options.get("n_batch", DEFAULT_N_CTX)))
         check_int("n_seq_max", n_seq_max, 2, 256)
         self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
         try:

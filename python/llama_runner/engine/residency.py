@@ -204,6 +204,11 @@ class Residency:
         """
         try:
             held, restored = (self._attach_parts if self.parts else self._attach_whole)(found, seq_id, most)
+            if held and self.memory.seq_pos_max(seq_id) + 1 != held:
+                # the memory was changed behind the account's back: what it lacks is nobody's prefix
+                self.drop_lost()
+                self.memory.seq_rm(seq_id, -1, -1)
+                held = restored = self._shared[seq_id] = 0
         except BaseException:
             self.release(seq_id)
             raise
@@ -312,7 +317,7 @@ class Residency:
         self.memory.seq_rm(self._spare, -1, -1)
 
     def drop_lost(self) -> None:
-        """After a computation that failed: states that were moved for it, and emptied, are nobody's prefix now."""
+        """What the memory does not have any more is nobody's prefix: after a failed computation that emptied states."""
         for seq_id, nodes in list(self._held.items()):
             ends = {node.end for node in nodes}
             if ends and seq_id not in self.busy and self.memory.seq_pos_max(seq_id) + 1 not in ends:
