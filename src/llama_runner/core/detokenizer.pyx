@@ -68,7 +68,7 @@ cdef class Detokenizer:
     cdef str take(self, bytes piece):
         """The text that is certain once ``piece`` has come."""
         cdef bytes data = self.held + piece if self.held else piece
-        # CPython up to 3.11.2 leaves it alone where all is ASCII (gh-99612)
+        # CPython 3.11.2 leaves it alone where all is ASCII (gh-99612)
         cdef Py_ssize_t used = PyBytes_GET_SIZE(data)
         text = PyUnicode_DecodeUTF8Stateful(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data), "replace", &used)
         self.taken += piece
