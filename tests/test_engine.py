@@ -111,6 +111,17 @@ def test_generate_many_keeps_the_order(runner: LlamaRunner) -> None:
     assert [out.seed for out in pairs] == [3, 4, 3, 4]
 
 
+def test_many_prompts_are_no_string(runner: LlamaRunner) -> None:
+    for prompts in ("abc", b"abc", None, 3):
+        with pytest.raises(ArgumentTypeError, match="iterable of prompts"):
+            runner.generate_many(prompts)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="NoneType"):
+        runner.sequence(None)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentTypeError, match="owner=3"):
+        runner.generate(prompt(3), owner=3)
+    assert len(runner.sequence("")) == len(runner.sequence(())) == 0
+
+
 def test_what_fails_among_many_cancels_the_others(runner: LlamaRunner) -> None:
     def fails(tokens: list[Tokens], logits: Any) -> None:
         raise ZeroDivisionError("of the user's")

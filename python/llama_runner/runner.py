@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections import abc
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sized
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -30,6 +30,7 @@ from llama_runner.engine import (
 )
 from llama_runner.engine.prefix import Node
 from llama_runner.errors import (
+    ArgumentTypeError,
     ClosedError,
     ContextBusyError,
     InvalidArgumentError,
@@ -283,7 +284,7 @@ class LlamaRunner:
         """
         options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
         settings = GenerationParams.from_kwargs(params, kwargs, where="generate_many()")
-        todo = [self._tokens(prompt) for prompt in prompts]
+        todo = self._all_tokens(prompts)
         streams: list[Stream] = []
         try:
             for tokens in todo:
@@ -336,7 +337,7 @@ class LlamaRunner:
         """``generate_many`` for asyncio."""
         options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
         settings = GenerationParams.from_kwargs(params, kwargs, where="agenerate_many()")
-        todo = [self._tokens(prompt) for prompt in prompts]
+        todo = self._all_tokens(prompts)
         streams: list[AsyncStream] = []
         try:
             for tokens in todo:
@@ -376,13 +377,9 @@ class LlamaRunner:
         adapters: Adapters | None = None,
     ) -> Sequence:
         """A ``Sequence``: a token log to extend, fork, truncate, score and generate from. Text is tokenized first."""
-        given = (
-            np.empty(0, dtype=np.int32) if not isinstance(tokens, (str, bytes)) and len(tokens) == 0 else None
-        )
-        return Sequence(
-            self.engine, self._tokens(tokens) if given is None else given, owner=owner, priority=priority,
-            adapters=adapters,
-        )  # fmt: skip
+        none = isinstance(tokens, Sized) and len(tokens) == 0
+        given = np.empty(0, dtype=np.int32) if none else self._tokens(tokens)
+        return Sequence(self.engine, given, owner=owner, priority=priority, adapters=adapters)
 
     def generate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows ``prompt``; nothing of the call is visible to the next one."""
@@ -427,6 +424,13 @@ class LlamaRunner:
                 "the prompt is empty: there is nothing to continue; pass at least one token"
             )
         return tokens
+
+    def _all_tokens(self, prompts: Iterable[Prompt]) -> list[npt.NDArray[np.int32]]:
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+            raise ArgumentTypeError(
+                f"prompts is an iterable of prompts, not {prompts!r:.60}: generate() takes one"
+            )
+        return [self._tokens(prompt) for prompt in prompts]
 
     # --- chat
 

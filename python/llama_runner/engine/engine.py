@@ -217,6 +217,10 @@ class Engine:
     def _enqueue(self, request: Request) -> None:
         """Hand a request to the manager; the caller holds the lock of the inbox."""
         scheduler = self.scheduler
+        if request.owner is not None and not isinstance(request.owner, str):
+            raise ArgumentTypeError(
+                f"owner={request.owner!r:.60}: it is a str, the name that a quota goes by"
+            )
         quota = scheduler.quotas.get(request.owner) if request.owner is not None else None
         cells = scheduler.need(request) * len(request.group)
         if quota is not None and cells > quota:
