@@ -555,12 +555,12 @@ def test_a_dropped_stream_ends(runner: LlamaRunner) -> None:
 
 
 def test_closing_ends_every_waiter(path: Path) -> None:
-    runner = make(path, max_running=2)
+    runner = make(path, n_ctx=8192, max_running=2)
     failures: list[BaseException] = []
 
     def work(i: int) -> None:
         try:
-            runner.generate(prompt(10, i), max_tokens=450, **GREEDY)
+            runner.generate(prompt(10, i), max_tokens=3000, **GREEDY)
         except ClosedError as error:
             failures.append(error)
 

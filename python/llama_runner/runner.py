@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 from collections import abc
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sized
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, overload
 
@@ -377,7 +377,7 @@ class LlamaRunner:
         adapters: Adapters | None = None,
     ) -> Sequence:
         """A ``Sequence``: a token log to extend, fork, truncate, score and generate from. Text is tokenized first."""
-        none = isinstance(tokens, Sized) and len(tokens) == 0
+        none = hasattr(tokens, "__len__") and len(tokens) == 0
         given = np.empty(0, dtype=np.int32) if none else self._tokens(tokens)
         return Sequence(self.engine, given, owner=owner, priority=priority, adapters=adapters)
 
