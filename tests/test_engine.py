@@ -35,6 +35,14 @@ Tokens = np.ndarray[Any, np.dtype[np.int32]]
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 
 
+def slowly(tokens: Any, logits: Any) -> None:
+    """A logits processor that keeps the loop busy, so that a generation still runs when something is done to it."""
+    time.sleep(0.002)
+
+
+SLOW: dict[str, Any] = {**GREEDY, "logits_processor": slowly}
+
+
 def make(path: Path, **options: Any) -> LlamaRunner:
     return LlamaRunner(path, **{"n_ctx": 1024, "n_threads": 1, **options})
 
@@ -196,7 +204,7 @@ def test_a_logits_processor_is_called_once_a_step_for_all(runner: LlamaRunner) -
 def test_a_processor_that_returns_nonsense_costs_its_own_request(
     runner: LlamaRunner, made: Any, message: str
 ) -> None:
-    other = runner.stream(prompt(9), max_tokens=40, **GREEDY)
+    other = runner.stream(prompt(9), max_tokens=40, **SLOW)
     with pytest.raises(SamplingError, match=message) as caught:
         runner.generate(prompt(5), max_tokens=5, logits_processor=lambda tokens, logits: made)
     assert isinstance(caught.value.__cause__, ArgumentTypeError)
@@ -334,7 +342,7 @@ def test_a_saved_state_that_does_not_fit_now_is_kept(path: Path) -> None:
     with make(path, n_ctx=1024) as runner:
         runner.generate(prompt(900), max_tokens=1, **GREEDY)
         runner.generate(prompt(300, 1), max_tokens=1, **GREEDY)  # the first goes to host memory
-        stream = runner.stream(prompt(300, 1), max_tokens=600, **GREEDY)
+        stream = runner.stream(prompt(300, 1), max_tokens=600, **SLOW)
         next(stream)
         part = runner.generate(np.concatenate([prompt(100), prompt(4, 2)]), max_tokens=1, **GREEDY)
         assert part.usage.cached_tokens == 0
@@ -441,7 +449,7 @@ def test_a_higher_priority_preempts_and_the_other_goes_on_as_if_nothing_had_been
     with make(path, n_ctx=512) as runner:
         alone = runner.generate(prompt(100), max_tokens=300, logprobs=2, **GREEDY)
         runner.clear_context()
-        low = runner.stream(prompt(100), max_tokens=300, **GREEDY)
+        low = runner.stream(prompt(100), max_tokens=300, **SLOW)
         next(low)
         high = runner.generate(prompt(100, 1), max_tokens=200, priority=1, **GREEDY)
         assert len(high.tokens) == 200
@@ -455,7 +463,7 @@ def test_a_higher_priority_preempts_and_the_other_goes_on_as_if_nothing_had_been
 
 def test_what_does_not_fit_waits(path: Path) -> None:
     with make(path, n_ctx=512) as runner:
-        first = runner.stream(prompt(100), max_tokens=300, **GREEDY)
+        first = runner.stream(prompt(100), max_tokens=300, **SLOW)
         second = runner.stream(prompt(100, 1), max_tokens=300, **GREEDY)
         wait_for(lambda: runner.counters.waiting == 1)
         assert runner.counters.running == 1
@@ -476,7 +484,7 @@ def test_unbounded_generations_give_way_when_the_memory_is_full(path: Path) -> N
 def test_quotas(path: Path) -> None:
     with make(path, quotas={"a": 150}) as runner:
         streams = [runner.stream(prompt(20, i), max_tokens=100, owner="a", **GREEDY) for i in range(3)]
-        other = runner.stream(prompt(20, 9), max_tokens=600, owner="b", **GREEDY)
+        other = runner.stream(prompt(20, 9), max_tokens=600, owner="b", **SLOW)
         next(other)
         wait_for(lambda: runner.counters.waiting <= 2)
         counters = runner.counters
@@ -502,7 +510,7 @@ def test_a_long_prompt_does_not_keep_a_short_one_waiting(path: Path) -> None:
 
 
 def test_cancel_from_another_thread(runner: LlamaRunner) -> None:
-    stream = runner.stream(prompt(10), max_tokens=900, **GREEDY)
+    stream = runner.stream(prompt(10), max_tokens=900, **SLOW)
     other = runner.stream(prompt(10, 1), max_tokens=200, **GREEDY)
     next(stream)
     threading.Timer(0.01, stream.cancel).start()
@@ -517,7 +525,7 @@ def test_cancel_from_another_thread(runner: LlamaRunner) -> None:
 
 def test_cancel_while_waiting(path: Path) -> None:
     with make(path, max_running=1) as runner:
-        first = runner.stream(prompt(10), max_tokens=900, **GREEDY)
+        first = runner.stream(prompt(10), max_tokens=900, **SLOW)
         wait_for(lambda: runner.counters.running == 1)
         group = runner.engine.submit(prompt(10, 1), runner_params(), n=1)
         waiting = runner.stream(prompt(10, 2), max_tokens=5, timeout=0.05, **GREEDY)
@@ -535,7 +543,7 @@ def runner_params() -> Any:
 
 def test_a_follower_that_is_cancelled_takes_nobody_along(path: Path) -> None:
     with make(path, max_running=4) as runner:
-        blocker = runner.stream(prompt(10), max_tokens=900, **GREEDY)
+        blocker = runner.stream(prompt(10), max_tokens=900, **SLOW)
         wait_for(lambda: runner.counters.running == 1)
         group = runner.engine.submit(prompt(50, 1), runner_params(), n=4)
         runner.engine.cancel(group[0])  # the one that was to read for all
@@ -549,7 +557,7 @@ def test_a_follower_that_is_cancelled_takes_nobody_along(path: Path) -> None:
 
 
 def test_a_dropped_stream_ends(runner: LlamaRunner) -> None:
-    runner.stream(prompt(10), max_tokens=900, **GREEDY)
+    runner.stream(prompt(10), max_tokens=900, **SLOW)
     wait_for(lambda: runner.counters.finished == 1)
     assert runner.counters.cancelled == 1
 
@@ -560,7 +568,7 @@ def test_closing_ends_every_waiter(path: Path) -> None:
 
     def work(i: int) -> None:
         try:
-            runner.generate(prompt(10, i), max_tokens=3000, **GREEDY)
+            runner.generate(prompt(10, i), max_tokens=3000, **SLOW)
         except ClosedError as error:
             failures.append(error)
 
@@ -599,17 +607,17 @@ def test_gather_is_one_batch(runner: LlamaRunner) -> None:
 def test_async_streams_and_their_ends(runner: LlamaRunner) -> None:
     async def main() -> None:
         tokens: list[int] = []
-        async for chunk in runner.astream(prompt(10), max_tokens=900, **GREEDY):
+        async for chunk in runner.astream(prompt(10), max_tokens=900, **SLOW):
             tokens += chunk.tokens
             if len(tokens) >= 5:
                 break
-        task = asyncio.create_task(runner.agenerate(prompt(10, 1), max_tokens=900, **GREEDY))
+        task = asyncio.create_task(runner.agenerate(prompt(10, 1), max_tokens=900, **SLOW))
         await asyncio.sleep(0.02)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(runner.agenerate(prompt(10, 2), max_tokens=900, **GREEDY), 0.02)
+            await asyncio.wait_for(runner.agenerate(prompt(10, 2), max_tokens=900, **SLOW), 0.02)
         outs = await runner.agenerate(prompt(30, 3), n=3, max_tokens=4, seed=1)
         assert [out.seed for out in outs] == [1, 2, 3]
         (top,) = await runner.agenerate(prompt(30, 3), best_of=3, max_tokens=4, seed=1)
@@ -766,7 +774,7 @@ def test_kv_map_says_who_owns_what(runner: LlamaRunner) -> None:
     runner.generate(prompt(50), max_tokens=4, **GREEDY)
     pinned = runner.sequence(np.concatenate([prompt(50), prompt(20, 1)]))
     pinned.pin()
-    stream = runner.stream(prompt(30, 2), max_tokens=900, owner="me", **GREEDY)
+    stream = runner.stream(prompt(30, 2), max_tokens=900, owner="me", **SLOW)
     next(stream)
     kv = runner.kv_map()
     kinds = sorted(owner.kind for owner in kv.sequences.values())
