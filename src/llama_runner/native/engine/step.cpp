@@ -12,6 +12,7 @@
 namespace {
 
 constexpr int32_t MIN_SLICE  = 8;     // rows; reading goes on however slow the machine is
+constexpr double  LEAST_SHARE = 0.4;  // of a slice that is read next to whatever samples
 constexpr int32_t FIRST      = 64;    // rows that are read while nothing is measured yet
 constexpr int     SET_STEPS  = 4;     // steps with one set of adapters while jobs with another wait
 constexpr double  SMOOTHING  = 0.25;  // weight of the newest measurement
@@ -144,7 +145,8 @@ int32_t lr_engine::feed_budget(int32_t n_sampling) const {
     }
     double time = config.slice_us;
     if (n_sampling > 0 && step_us > 0) {
-        time = std::min(time, config.pace * step_us) - step_us;
+        // however long or short their own steps are, those that sample give reading a share: few rows cost more each
+        time = std::max(std::min(time, config.pace * step_us) - step_us, LEAST_SHARE * config.slice_us);
     }
     return std::max(std::min(room, (int32_t) (time / row_us)), std::min(room, MIN_SLICE));
 }
@@ -355,10 +357,15 @@ void lr_engine::measure(int32_t n_sampling, int32_t n_fed, int64_t took) {
     const auto blend = [](double old, double fresh) {
         return old <= 0 ? fresh : old + SMOOTHING * (fresh - old);
     };
+    // what a row that is read costs is known from steps that only read; of a mixed one the rest is the others'
     if (n_fed == 0) {
         step_us = blend(step_us, (double) took);
-    } else if (n_fed >= MIN_SLICE) {
-        row_us = blend(row_us, std::max(1.0, (double) took - (n_sampling > 0 ? step_us : 0)) / n_fed);
+    } else if (n_sampling == 0 && n_fed >= MIN_SLICE) {
+        row_us = blend(row_us, (double) took / n_fed);
+    } else if (n_sampling > 0 && row_us > 0) {
+        step_us = blend(step_us, std::max(1.0, (double) took - n_fed * row_us));
+    } else if (n_sampling > 0 && n_fed >= MIN_SLICE) {
+        row_us = std::max(1.0, (double) took - step_us) / n_fed;
     }
     std::lock_guard<std::mutex> lock(mutex);
     counters.rows_fed += n_fed;
