@@ -87,7 +87,7 @@ private:
     bool    choose(members & sampling, members & feeding);
     int32_t choose_set(const members & runnable) const;
     bool    activate(int32_t set, std::string & error);
-    int32_t feed_budget(int32_t n_sampling) const;
+    int32_t feed_budget(const members & sampling, const members & feeding) const;
     void    compose(const members & sampling, const members & feeding);
     void    put(lr_job * job, int32_t n_rows);
     int     prepare(std::string & error);

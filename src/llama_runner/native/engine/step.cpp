@@ -138,13 +138,19 @@ bool lr_engine::activate(int32_t set, std::string & error) {
 // --- the batch
 
 // How many rows may be read in a step next to `n_sampling` rows that sample.
-int32_t lr_engine::feed_budget(int32_t n_sampling) const {
+int32_t lr_engine::feed_budget(const members & sampling, const members & feeding) const {
+    const auto n_sampling = (int32_t) sampling.size();
     const int32_t room = config.n_batch - n_sampling;
     if (row_us <= 0) {
         return std::min(room, FIRST);
     }
     double time = config.slice_us;
-    if (n_sampling > 0 && step_us > 0) {
+    // who began to sample after the first of them came has no pace yet that it could keep
+    const int64_t came  = feeding.front()->progress.added_us;
+    const bool    paced = std::any_of(sampling.begin(), sampling.end(), [came](const lr_job * job) {
+        return job->progress.first_us != 0 && job->progress.first_us < came;
+    });
+    if (paced && step_us > 0) {
         // however long or short their own steps are, those that sample give reading a share: few rows cost more each
         time = std::max(std::min(time, config.pace * step_us) - step_us, LEAST_SHARE * config.slice_us);
     }
@@ -189,7 +195,7 @@ void lr_engine::compose(const members & sampling, const members & feeding) {
     if (feeding.empty()) {
         return;
     }
-    int32_t budget = feed_budget((int32_t) sampling.size());
+    int32_t budget = feed_budget(sampling, feeding);
     members order(feeding);
     std::stable_sort(order.begin() + 1, order.end(), [](const lr_job * a, const lr_job * b) {
         return a->priority != b->priority ? a->priority > b->priority : a->n_left() < b->n_left();
