@@ -497,6 +497,32 @@ def test_quotas(path: Path) -> None:
         make(path, quotas={"a": 0})
 
 
+def test_a_quota_ends_what_has_no_other_end(path: Path) -> None:
+    with make(path, quotas={"a": 400}) as runner:
+        stream = runner.stream(prompt(20), max_tokens=None, owner="a", **SLOW)
+        while stream._request.job.progress["n_sampled"] < 300:
+            next(stream)
+        # it has outgrown what was set aside for it: taken out, it must come back in
+        with runner.engine.paused():
+            runner.engine.scheduler.preempt(stream._request)
+        runner.engine.loop.wake()
+        out = exhaust(stream)
+        assert (len(out.tokens), out.finish_reason) == (380, "length")
+        outs = runner.generate(prompt(20, 1), n=2, max_tokens=None, owner="a", **GREEDY)
+        assert [len(out.tokens) for out in outs] == [180, 180]
+        with pytest.raises(ContextOverflowError, match="quota of 'a' is 400"):
+            runner.generate(prompt(400), max_tokens=None, owner="a")
+
+
+def test_a_sequence_may_fill_the_context(path: Path) -> None:
+    with make(path, n_ctx=512) as runner:
+        seq = runner.sequence(prompt(512))
+        assert seq.extend(()) == 512
+        assert runner.get_context_info().used == 512
+        with pytest.raises(ContextOverflowError, match="513 tokens"):
+            seq.extend(prompt(1))
+
+
 def test_a_long_prompt_does_not_keep_a_short_one_waiting(path: Path) -> None:
     with make(path, n_ctx=4096, slice_seconds=0.001) as runner:
         long = runner.stream(prompt(3500), max_tokens=1, **GREEDY)

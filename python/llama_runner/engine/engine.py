@@ -159,7 +159,7 @@ class Engine:
             )
         check_int("n", n, 1, self.scheduler.max_running)
         self._check_open()
-        limit = n_ctx - length if params.max_tokens is None else min(params.max_tokens, n_ctx - length)
+        limit = self._limit(length, params.max_tokens, owner, n)
         base = params.seed if params.seed is not None else self.new_seed()
         seeds = [(base + i) % (2**32 - 1) for i in range(n)]
         chains = (
@@ -183,6 +183,14 @@ class Engine:
                     self.loop.remove_processor(processor)
                 raise
         return requests
+
+    def _limit(self, length: int, max_tokens: int | None, owner: str | None, n: int) -> int:
+        """Most tokens to sample: what was asked for, as far as the context goes, and else as far as the quota does."""
+        room = self.context.n_ctx - length
+        if max_tokens is not None and max_tokens <= room:
+            return max_tokens
+        quota = self.scheduler.quotas.get(owner) if isinstance(owner, str) else None
+        return room if quota is None else max(1, min(room, quota // n - length))
 
     def feed(
         self,
@@ -233,8 +241,7 @@ class Engine:
         if together > self.context.n_ctx and not scheduler.countless:
             raise ContextOverflowError(
                 f"{len(request.group)} generations of a prompt of {len(request.prompt)} tokens may come to {together} "
-                "cells, and "
-                f"the context has {self.context.n_ctx}: make n or max_tokens smaller, or n_ctx larger",
+                f"cells, and the context has {self.context.n_ctx}: make n or max_tokens smaller, or n_ctx larger",
                 together,
                 self.context.n_ctx,
             )
@@ -256,7 +263,7 @@ class Engine:
         """Prefixes are shared among requests with the same: None without adapters, else their digests and scales."""
         if not adapters:
             return None
-        pairs: list[Any] = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
+        pairs = pairs_of(adapters)
         for pair in pairs:
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], LoraAdapter)):
                 raise ArgumentTypeError(f"adapters maps each LoraAdapter to its scale, and has {pair!r:.60}")
@@ -273,7 +280,7 @@ class Engine:
         key = self.prefix_key(adapters)
         if key is None or adapters is None:
             return None, 0
-        pairs = list(adapters.items() if isinstance(adapters, Mapping) else adapters)
+        pairs = pairs_of(adapters)
         with self._lock:
             self._set_users[key] = self._set_users.get(key, 0) + n  # given back when the requests have ended
             if key not in self._sets:
@@ -556,6 +563,11 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def pairs_of(adapters: Adapters) -> list[Any]:
+    """Adapters and scales, however they were given; what is in the pairs is not looked at."""
+    return list(adapters.items() if isinstance(adapters, Mapping) else adapters)
 
 
 class EngineLock:

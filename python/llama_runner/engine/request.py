@@ -97,9 +97,8 @@ class Request:
         # --- the engine's, under its lock
         self.seq_id: int | None = None
         self.node: Node | None = None  # pinned while this runs: the part of its tokens that the tree knows
-        self.mark: tuple[int, int] | None = (
-            None  # a checkpoint to be: after how many tokens, in which sequence
-        )
+        # a checkpoint to be: after how many tokens, in which sequence
+        self.mark: tuple[int, int] | None = None
         self.followers: list[Request] = []  # those that share its prompt, and sample from the same logits
         self.leader: Request | None = None  # of which it is a follower
         self.siblings = 1  # how many there are, or were, of its group
@@ -138,7 +137,7 @@ class Request:
         for member in self.group:
             member.siblings = max(member.siblings, len(self.group))
 
-    def note(self, vocab: Vocab, cached: int, restored: int, known: int, differs: int | None) -> None:
+    def note(self, cached: int, restored: int, known: int, differs: int | None) -> None:
         """What ``explain`` and ``usage`` will say; after a preemption, what they said the first time stays.
 
         Of the prompt's tokens that it had not got to by then, others may have computed some more meanwhile.
@@ -151,7 +150,7 @@ class Request:
         self.admitted = time.perf_counter()
         self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, known
         if differs is not None:
-            self.cache_differs_at = vocab.token_to_piece(differs, special=True).decode(errors="replace")
+            self.cache_differs_at = self.vocab.token_to_piece(differs, special=True).decode(errors="replace")
         if cached >= self.most:
             self.reason = "all of it was known; what it has to leave is computed"
         elif cached < known:

@@ -294,19 +294,12 @@ class Residency:
                 other = step.seq_id
                 self._hold(step, None)
                 if other != seq_id and other not in self.busy and not self.holds_any(other):
-                    self._free_up(other)
+                    self.release(other)  # its cells are another's as well
             step.resident = True
         if node.seq_id is None and not any(child.resident for child in node.children.values()):
             self._hold_end(node, seq_id)
         self._shared[seq_id] = len(tokens)
         self.tree.touch(node)
-
-    def _free_up(self, other: int) -> None:
-        """A sequence that the tree no longer counts on is emptied: its cells are another's as well."""
-        self.memory.seq_rm(other, -1, -1)
-        self._held.pop(other, None)
-        self._shared.pop(other, None)
-        self._free.append(other)
 
     def _share(self, holder: int, seq_id: int, end: int) -> None:
         """Replace a sequence's cells up to ``end`` by another's of the same tokens."""

@@ -42,7 +42,6 @@ class Scheduler:
         self.loop = loop
         self.residency = residency
         self.memory = residency.memory
-        self.vocab = loop.context.model.vocab
         self.n_ctx = loop.context.n_ctx
         self.quotas = quotas
         self.countless = countless  # a state a sequence, however long it is: cells do not count
@@ -282,7 +281,7 @@ class Scheduler:
             return True
         seqs, attached = ready
         followers = request.followers
-        request.note(self.vocab, attached.n_resident, attached.restored, found.length, differs)
+        request.note(attached.n_resident, attached.restored, found.length, differs)
         self._place(request, attached.seq_id, attached.n_resident)
         for follower, seq_id in zip(followers, seqs[1:], strict=True):
             follower.note_shared(request)
@@ -307,8 +306,7 @@ class Scheduler:
         anchor.pins += 1
         seqs: list[int] = []
         try:
-            cells = max(self.need(request), len(tokens) + 1) - usable
-            cells += (self.need(request) - len(request.prompt)) * len(request.followers)
+            cells = self.need_together(request) - usable
             if not self._find_room(request, cells):
                 return (
                     f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are "

@@ -30,7 +30,6 @@ class Stream(Iterator[Chunk]):
     ) -> None:
         self._engine = engine
         self._request = request
-        self._error: LlamaRunnerError | None = None
         if progress is not None:
             try:
                 self._report(progress)
@@ -61,8 +60,7 @@ class Stream(Iterator[Chunk]):
             )
         try:
             chunk = self._request.chunk()
-        except LlamaRunnerError as error:
-            self._error = error
+        except LlamaRunnerError:
             raise
         except BaseException:
             self.close()
@@ -82,11 +80,9 @@ class Stream(Iterator[Chunk]):
         self._engine.cancel(self._request)
         if self._engine.waits_for_caller:  # it ends once this thread lets it
             return
-        try:
+        with contextlib.suppress(LlamaRunnerError):  # what ended it is told by completion
             while not self._request.ended:
                 self._request.chunk()
-        except LlamaRunnerError as error:
-            self._error = error
 
     def __enter__(self) -> Self:
         return self

@@ -61,7 +61,7 @@ class Tiers:
     ) -> None:
         self.host_limit, self.disk_limit = host_bytes, disk_bytes if disk is not None else 0
         self.host_used = self.disk_used = 0
-        self.to_disk_count = self.lost_count = 0
+        self.to_disk_count = 0
         self._tokens_to, self._key_of, self._lost = tokens_to, key_of, lost
         self._stored: dict[Stored, None] = {}
         self._folder: Path | None = None
@@ -223,7 +223,6 @@ class Tiers:
 
     def _forget(self, stored: Stored) -> None:
         nodes = list(stored.nodes)
-        self.lost_count += not all(node.resident for node in nodes)
         for node in nodes:
             self.drop(node)
         for node in nodes:

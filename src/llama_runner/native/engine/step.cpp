@@ -137,7 +137,7 @@ bool lr_engine::activate(int32_t set, std::string & error) {
 
 // --- the batch
 
-// How many rows may be read in a step next to `n_sampling` rows that sample.
+// How many rows may be read in a step next to those that sample.
 int32_t lr_engine::feed_budget(const members & sampling, const members & feeding) const {
     const auto n_sampling = (int32_t) sampling.size();
     const int32_t room = config.n_batch - n_sampling;
@@ -311,7 +311,10 @@ void lr_engine::compute_or_split(const members & sampling, const members & feedi
     std::string error;
     const int code = compute(those, error);
     if (code == 0) {
-        measure((int32_t) sampling.size(), batch.n_tokens - (int32_t) sampling.size(), lr_now_us() - began);
+        const auto n_sampling = (int32_t) std::count_if(sampling.begin(), sampling.end(), [](const lr_job * job) {
+            return job->step_rows > 0;  // a small batch may have no room for all
+        });
+        measure(n_sampling, batch.n_tokens - n_sampling, lr_now_us() - began);
         harvest(those);
         return;
     }
