@@ -166,8 +166,7 @@ class Traffic:
             for i, _ in enumerate(stream):
                 if fate == "left" and i == 3:
                     break
-        if stream._error is not None:  # it failed while it was being left
-            raise stream._error
+        _ = stream.completion  # raises, where it failed while it was being left
 
     # --- from asyncio
 
