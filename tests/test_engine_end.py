@@ -115,7 +115,7 @@ def test_a_loop_that_is_forgotten_stops_at_exit(tiny_model: TinyModelFactory) ->
 def test_a_slice_under_way_stops_for_the_one_that_reads_alone(
     tiny_model: TinyModelFactory, kind: str, how: str
 ) -> None:
-    """Of all the rest, one slice of many seconds, nothing is computed; what comes next reads as if it had never been."""
+    """Of the rest, one slice of many seconds, nothing is computed; what comes next is as if it had never been."""
     long = np.random.default_rng(0).integers(300, 400, 30_000, dtype=np.int32)
     context = Context(Model(tiny_model(kind)), n_ctx=32_768, n_batch=32_768, n_seq_max=4, **EXACT)
     greedy = GenerationParams(max_tokens=8, temperature=0, ignore_eos=True)
