@@ -128,7 +128,9 @@ def test_a_slice_under_way_stops_for_the_one_that_reads_alone(
             engine.cancel(request)
         until_ended(request)
         assert request.completion().finish_reason == how
-        assert request.job.progress["n_computed"] == 64  # the first slice, from which it learns what a row costs
+        assert (
+            request.job.progress["n_computed"] == 64
+        )  # the first slice, from which it learns what a row costs
         assert engine.loop.counters["failed_decodes"] == 1
         after = engine.submit(long[:100], greedy)[0]
         until_ended(after)

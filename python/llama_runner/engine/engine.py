@@ -143,10 +143,12 @@ class Engine:
         adapters: Adapters | None = None,
         notify: Callable[[], None] | None = None,
         chain: SamplerChain | None = None,
+        shown_tokens: Sequence[int] = (),
     ) -> list[Request]:
         """Queue ``n`` generations that share one prompt; returns at once.
 
         ``chain`` is a sampler to go on with, in place of a new one; it is the engine's until the generation has ended.
+        ``shown_tokens`` are special tokens that are written out in the text, where others have none.
         Raises ContextOverflowError for what can never fit, ContextBusyError when the queue is full.
         """
         n_ctx, length = self.context.n_ctx, len(prompt)
@@ -172,6 +174,7 @@ class Engine:
                 Request(
                     self.vocab, prompt, params, each, tag=next(self._tags), seed=seed, n_ctx=n_ctx, limit=limit,
                     priority=priority, owner=owner, notify=notify, processor=processor, adapters=adapter_set, key=key,
+                    shown_tokens=shown_tokens,
                 )
                 for seed, each in zip(seeds, chains, strict=True)
             ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,7 @@ class Request:
         processor: int = -1,
         adapters: int = 0,
         key: Hashable = None,
+        shown_tokens: Sequence[int] = (),
     ) -> None:
         self.vocab = vocab
         self.prompt = prompt
@@ -79,6 +80,7 @@ class Request:
             ignore_eos=params.ignore_eos,
             stop=params.stop,
             stop_tokens=params.stop_tokens,
+            shown_tokens=shown_tokens,
             logprobs=params.logprobs,
             priority=priority,
             timeout=params.timeout,

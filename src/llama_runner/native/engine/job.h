@@ -27,7 +27,7 @@ struct lr_job {
     bool                            ignore_eos, notify;
     int64_t                         deadline_us;
     uint64_t                        tag;
-    std::unordered_set<llama_token> stop_tokens;
+    std::unordered_set<llama_token> stop_tokens, shown_tokens;
 
     std::atomic<bool> cancelled{false};
 
