@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llama_runner.chat._tool_context import ToolContext
 from llama_runner.chat._tool_results import MAX_RESULT_CHARS, ToolResult
 from llama_runner.chat._tool_set import ValidatedCall
-from llama_runner.chat._tool_context import ToolContext
 
 __all__ = ["abandoned_calls", "arun_call", "arun_calls", "run_call", "run_calls"]
 
