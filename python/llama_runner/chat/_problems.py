@@ -10,7 +10,7 @@ from llama_runner.chat._json import compact, shown
 from llama_runner.chat._schemas import Path, Schema, describe, example, follow
 from llama_runner.errors import ToolArgumentError
 
-__all__ = ["MISSING", "UNKNOWN", "Problem", "argument_error", "problem_at", "unknown_argument"]
+__all__ = ["MISSING", "UNKNOWN", "Problem", "argument_error", "first_line", "problem_at", "unknown_argument"]
 
 MISSING: Final = object()
 UNKNOWN: Final = object()
@@ -87,3 +87,13 @@ def repaired(schema: Schema, arguments: dict[str, Any], problems: Sequence[Probl
             made[str(name)] = example(properties[name], schema)
     text = compact({**made, **kept})
     return text if len(text) <= _EXAMPLE_CHARS else compact(made)[:_EXAMPLE_CHARS]
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What an exception says, in one line; its class where it says nothing, or cannot."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= most else f"{text[:most]}…"

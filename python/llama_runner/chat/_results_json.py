@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Unwritable", "cut", "write"]
+__all__ = ["Unwritable", "clean", "cut", "write"]
 
 _MAX_DEPTH = 100
 _MAX_VALUES = 1_000_000
@@ -35,14 +35,18 @@ def write(value: Any) -> str:
     """``value`` as text: a str as it is, anything else as JSON.
 
     NaN and the infinities, which JSON does not have, are the strings "NaN", "Infinity" and "-Infinity". Bytes are their
-    text where they are UTF-8, else ``{"base64": …}``. Sets are lists in the order of their text. Characters that no
-    text has (NUL, lone surrogates) become U+FFFD. Raises Unwritable.
+    text where they are UTF-8, else ``{"base64": …}``. Sets are lists in the order of their text. Raises Unwritable.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = _bytes(bytes(value))
     if not isinstance(value, str):
         value = json.dumps(_Writer().plain(value, 0), ensure_ascii=False)
-    return _NO_TEXT.sub("\ufffd", str.__str__(value))
+    return str.__str__(value)
+
+
+def clean(text: str) -> str:
+    """``text`` with U+FFFD for characters that no text has, and no conversation could hold: NUL, lone surrogates."""
+    return _NO_TEXT.sub("\ufffd", text)
 
 
 def cut(text: str, most: int) -> tuple[str, bool]:
@@ -121,8 +125,8 @@ class _Writer:
         if dataclasses.is_dataclass(value):
             fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
             return self.mapping(fields, depth)
-        if hasattr(value, "__pydantic_serializer__"):
-            return self.plain(value.model_dump(mode="json") if hasattr(value, "model_dump") else None, depth)
+        if hasattr(value, "__pydantic_serializer__") and hasattr(value, "model_dump"):
+            return self.plain(value.model_dump(mode="json"), depth)
         if isinstance(value, Iterator) or hasattr(value, "__anext__"):
             raise Unwritable(f"a {_name(value)}, which is read once; return a list")
         if callable(value) and hasattr(value, "__name__"):
@@ -186,9 +190,7 @@ def _numpy_scalar(value: np.generic) -> Any:
 
 def _numpy_list(value: np.ndarray[Any, Any]) -> Any:
     if value.dtype.kind in "mMgGV":
-        return (
-            [_numpy_list(item) if isinstance(item, np.ndarray) else item for item in value]
-            if value.ndim
-            else value[()]
-        )
+        if not value.ndim:
+            return value[()]
+        return [_numpy_list(item) if isinstance(item, np.ndarray) else item for item in value]
     return value.tolist()

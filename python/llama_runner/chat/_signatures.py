@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from llama_runner.chat._docstrings import parse_docstring
-from llama_runner.chat._problems import Problem, problem_at, unknown_argument
+from llama_runner.chat._problems import Problem, first_line, problem_at, unknown_argument
 from llama_runner.chat._schemas import Schema, inline, plain
 from llama_runner.chat._tool_context import ToolContext
 from llama_runner.errors import ArgumentTypeError, MissingExtraError, ToolDefinitionError
@@ -306,13 +306,3 @@ def context_parameters(function: Any) -> tuple[str, ...]:
     except (ValueError, TypeError, NameError):
         return ()
     return tuple(name for name, hint in hints.items() if is_context(hint))
-
-
-def first_line(error: BaseException, most: int = 300) -> str:
-    """What an exception says, in one line; its class where it says nothing, or cannot."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:
-        text = ""
-    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= most else f"{text[:most]}…"

@@ -21,10 +21,10 @@ from llama_runner.chat._signatures import (
 from llama_runner.chat._tool_context import ToolContext
 from llama_runner.errors import ArgumentTypeError, ToolDefinitionError, UsageError
 
-__all__ = ["Tool", "tool"]
+__all__ = ["MAX_TIMEOUT", "Tool", "tool"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MAX_TIMEOUT = 1e9
+MAX_TIMEOUT = 30 * 86400.0  # what every system can wait for at once
 _KEYS = ("name", "description", "parameters", "strict")
 _MCP_KEYS = (
     "name",
@@ -92,10 +92,10 @@ class Tool:
                 f"the tool {self.name} is a generator function: a model gets one result; return a list"
             )
         if self.timeout is not None:
-            put(self, "timeout", check_float("timeout", self.timeout, 0.0, _MAX_TIMEOUT))
+            put(self, "timeout", check_float("timeout", self.timeout, 0.0, MAX_TIMEOUT))
         put(self, "is_async", self.call is not None and is_coroutine_function(self.call))
         put(self, "parameters", checked_parameters(self.name, self.parameters))
-        if self.signature is None:
+        if self.signature is None:  # type: ignore[redundant-expr]
             put(self, "signature", SchemaSignature(self.name, self.parameters, self.call))
 
     @classmethod
@@ -228,7 +228,8 @@ def check_keys(description: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in description:
         if key not in known:
             raise ToolDefinitionError(
-                f"the tool {str(description.get('name', ''))[:64]!r} has an unknown key {key!r}: it takes {', '.join(known)}"
+                f"the tool {str(description.get('name', ''))[:64]!r} has an unknown key {key!r}: "
+                f"it takes {', '.join(known)}"
             )
 
 

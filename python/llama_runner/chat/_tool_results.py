@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from llama_runner.chat._results_json import Unwritable, cut, write
+from llama_runner.chat._problems import first_line
+from llama_runner.chat._results_json import Unwritable, clean, cut, write
 from llama_runner.errors import ToolError, ToolResultError
 
 __all__ = ["MAX_RESULT_CHARS", "ToolResult"]
@@ -35,7 +36,7 @@ class ToolResult:
     @classmethod
     def from_error(cls, error: ToolError, call_id: str, name: str = "", seconds: float = 0.0) -> ToolResult:
         """The result of a call that came to nothing, a refused one too."""
-        return cls(call_id, name or error.tool, error.for_model, None, error, seconds)
+        return cls(call_id, name or error.tool, clean(error.for_model), None, error, seconds)
 
     @classmethod
     def from_value(
@@ -47,17 +48,15 @@ class ToolResult:
         except Unwritable as problem:
             error = ToolResultError(f"{name} returned {problem}", name)
         except Exception as problem:  # of the value's own methods
-            error = ToolResultError(f"{name} returned a {type(value).__name__} that {failing(problem)}", name)
+            error = ToolResultError(
+                f"{name} returned a {type(value).__name__} that cannot be written: {first_line(problem)}",
+                name,
+            )
         else:
-            return cls(call_id, name, content, value, None, seconds, truncated)
-        return cls(call_id, name, error.for_model, value, error, seconds)
+            return cls(call_id, name, clean(content), value, None, seconds, truncated)
+        return cls(call_id, name, clean(error.for_model), value, error, seconds)
 
     def to_message(self) -> dict[str, Any]:
         """The message that answers the call."""
         message = {"role": "tool", "tool_call_id": self.call_id, "name": self.name, "content": self.content}
         return {key: value for key, value in message.items() if key != "tool_call_id" or value}
-
-
-def failing(problem: Exception) -> str:
-    """What is said of a value whose own methods raise."""
-    return f"cannot be written: {type(problem).__name__}"

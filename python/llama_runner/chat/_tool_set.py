@@ -135,6 +135,7 @@ class ToolSet(Mapping[str, Tool]):
         found = self._tools.get(call.name)
         if found is None:
             raise ToolArgumentError(self.no_such_tool(call.name), call.name)
+        schema = found.parameters
         try:
             arguments = parse_object(call.arguments)
         except ValueError as problem:
@@ -142,9 +143,9 @@ class ToolSet(Mapping[str, Tool]):
                 f"{found.name}: the arguments are no JSON object: {problem}",
                 found.name,
                 f"Error: {found.name} was not run, its arguments are no JSON object: {problem}\n"
-                f"Call {found.name} again with arguments such as {compact(example(found.parameters, found.parameters))}",
+                f"Call {found.name} again with arguments such as {compact(example(schema, schema))}",
             ) from None
         checked, problems = found.signature.check(arguments)
         if problems:
-            raise argument_error(found.name, found.parameters, arguments, problems)
+            raise argument_error(found.name, schema, arguments, problems)
         return ValidatedCall(call, found, checked)
