@@ -83,6 +83,7 @@ class Tool:
             check_text("its description", self.description)
         except UsageError as error:
             raise ToolDefinitionError(f"the tool {self.name}: {error}") from None
+        put(self, "description", inspect.cleandoc(self.description))
         if self.call is not None and not callable(self.call):
             raise ArgumentTypeError(
                 f"the tool {self.name}: call={self.call!r} is a function, or None for a description alone"
@@ -95,7 +96,7 @@ class Tool:
             put(self, "timeout", check_float("timeout", self.timeout, 0.0, MAX_TIMEOUT))
         put(self, "is_async", self.call is not None and is_coroutine_function(self.call))
         put(self, "parameters", checked_parameters(self.name, self.parameters))
-        if self.signature is None:  # type: ignore[redundant-expr]
+        if self.signature is None:
             put(self, "signature", SchemaSignature(self.name, self.parameters, self.call))
 
     @classmethod
@@ -118,7 +119,7 @@ class Tool:
         told = signature.description if description is None else description
         return cls(
             name,
-            inspect.cleandoc(told) if isinstance(told, str) else told,
+            told,
             signature.schema,
             function,
             timeout,
