@@ -53,6 +53,7 @@ __all__ = [
     "ToolFailedError",
     "ToolResultError",
     "ToolTimeoutError",
+    "UnknownMessageError",
     "UnknownParameterError",
     "UnknownToolError",
     "UnsupportedModelError",
@@ -325,6 +326,13 @@ class MessageError(UsageError, ValueError):
     def __init__(self, message: str, index: int | None = None):
         super().__init__(message)
         self.index = index
+
+
+class UnknownMessageError(UsageError, KeyError):
+    """No message of the conversation has this id."""
+
+    def __str__(self) -> str:
+        return LlamaRunnerError.__str__(self)
 
 
 class ToolDefinitionError(UsageError, ValueError):

@@ -224,7 +224,7 @@ class _Conversation:
             parse_object(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise self.problem(
-                f"{where}: the arguments are the JSON text of an object: {error}; readable_arguments() wraps what is none"
+                f"{where}: the arguments are the JSON text of an object: {error}; readable_arguments() wraps others"
             ) from None
         return text if text.strip() else "{}"
 
