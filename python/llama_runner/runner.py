@@ -457,6 +457,26 @@ class LlamaRunner:
         self._sessions.add(made)
         return made
 
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tools: Tools | None = None,
+        adapters: Adapters | None = None,
+        kv: bool = True,
+    ) -> Session:
+        """A session that ``Session.save`` wrote: it goes on as if it had never been away.
+
+        Nothing is used before it is verified: the file by its checksum, the state by model, tokens and a row of logits.
+        ``kv=False`` takes the messages alone, and another model may compute them anew. ``tools`` in place of the saved
+        descriptions, which nobody can call. Raises StateError, StorageError.
+        """
+        self._check_open()
+        template = self._chat_template() if self.model.chat_template() else None
+        made = Session.load(path, self.engine, template=template, tools=tools, adapters=adapters, kv=kv)
+        self._sessions.add(made)
+        return made
+
     def _chat_template(self, template: str | ChatTemplate | None = None) -> ChatTemplate:
         self._check_open()
         if isinstance(template, ChatTemplate):

@@ -528,6 +528,39 @@ class Engine:
                     owners[seq_id] = Owner("prefix", None, None, node.end, now - node.used_at, pinned)
             return KvMap(tuple(context.memory.cells()), owners)
 
+    def export(self, tokens: Tokens, *, adapters: Adapters | None = None) -> bytes:
+        """The state of cached tokens, as bytes for ``adopt``, in this process or another; computes them where needed.
+
+        Raises StateError for a memory whose state cannot be saved, ContextOverflowError.
+        """
+        key = self.prefix_key(adapters)
+        for _ in range(3):  # in between, they may have been evicted
+            request = self.feed(tokens, adapters=adapters)
+            while not request.ended:
+                request.chunk()
+            with self.paused():
+                blob = self.residency.export(tokens, key)
+            if blob is not None:
+                return blob
+        raise ContextOverflowError(
+            f"the {len(tokens)} tokens do not stay in the cache for as long as it takes to save them: "
+            f"n_ctx={self.context.n_ctx} is too small for all that runs",
+            len(tokens),
+            self.context.n_ctx,
+        )
+
+    def adopt(self, tokens: Tokens, blob: bytes | memoryview, *, adapters: Adapters | None = None) -> bool:
+        """Have a saved state in the cache; False where there is no room. StateError for one that does not fit."""
+        key = self.prefix_key(adapters)
+        with self.paused():
+            return self.residency.adopt(tokens, blob, key)
+
+    def forget(self, tokens: Tokens, *, adapters: Adapters | None = None) -> None:
+        """Let go of what is cached of ``tokens`` and of nothing else."""
+        key = self.prefix_key(adapters)
+        with self.paused():
+            self.residency.forget(tokens, key)
+
     def clear(self) -> None:
         """Forget every prefix that no request uses and nothing pins, in every tier."""
         with self.paused():

@@ -136,13 +136,21 @@ class Turn:
         """The last deltas, and the reply, which is part of the session now."""
         deltas = self._parsed(self.parser.finish)
         data, problem = self._message(completion.finish_reason)
-        made = self.session._commit(self, data, completion.finish_reason)
-        self.over = True
+        if self.read or completion.finish_reason not in ("cancelled", "timeout"):
+            made = self.session._commit(self, data, completion.finish_reason)
+            self.over = True
+        else:  # nothing was said
+            made = Message.new(data, completion.finish_reason)
+            self.abandon()
         whole = self._joined(completion)
         values = {field.name: getattr(whole, field.name) for field in dataclasses.fields(Completion)}
         values["text"] = made.content
         reply = Reply(
-            **values, message=made, raw_text=self.opening + "".join(self._raw), parse_error=problem, receipt=self.receipt
+            **values,
+            message=made,
+            raw_text=self.opening + "".join(self._raw),
+            parse_error=problem,
+            receipt=self.receipt,
         )
         return deltas, reply
 
@@ -163,8 +171,10 @@ class Turn:
             call if call.arguments.strip() else dataclasses.replace(call, arguments="{}")
             for call in found.tool_calls
         ]
+        if self.options.parallel_tool_calls is False:
+            filled = filled[:1]  # not every template's grammar keeps to one
         calls = tuple(call for call in filled if _is_object(call.arguments))
-        if len(calls) < len(found.tool_calls) and not cut:
+        if len(calls) < len(filled) and not cut:
             problem = ResponseParseError("the arguments of a tool call are no JSON object")
             found, calls = ChatMessage(raw), ()
         return ChatMessage(found.content, found.reasoning_content, calls).to_dict(), problem
@@ -347,6 +357,10 @@ class AsyncReplyStream(AsyncIterator[ReplyChunk]):
             self._stream.cancel()
             turn.abandon()
             raise
+
+    def cancel(self) -> None:
+        """End it within a step; what has come can still be read, and the reply is what that is."""
+        self._stream.cancel()
 
     def close(self) -> None:
         """End it here, as ``ReplyStream.close`` does; never blocks."""
