@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import threading
@@ -9,12 +10,12 @@ import weakref
 from collections import abc
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_int
+from llama_runner._check import check_choice, check_float, check_int
 from llama_runner.core import ChatTemplate, Context, Model
 from llama_runner.core.vocab import as_tokens
 from llama_runner.engine import (
@@ -29,24 +30,25 @@ from llama_runner.engine import (
     Stream,
     exhaust,
 )
-from llama_runner.engine.prefix import Node
 from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
-    ContextBusyError,
     InvalidArgumentError,
     ModelCapabilityError,
     unknown_name,
 )
 from llama_runner.params import GenerationParams
+from llama_runner.receipts import Receipt
 from llama_runner.results import Chunk, Completion, ContextInfo, SequenceInfo
 from llama_runner.session import Session
 from llama_runner.session.session import Tools
+from llama_runner.stateful import StatefulLog, StatefulTurn
 
 __all__ = ["LlamaRunner", "Stream"]
 
 Prompt = str | bytes | abc.Sequence[int] | npt.NDArray[np.integer[Any]] | Sequence
 
+GcPolicy = Literal["oldest", "idle"]
 DEFAULT_N_SEQ_MAX = 128
 STATE_BYTES = 256 << 20  # for recurrent states, unasked
 DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gigabytes unasked
@@ -111,6 +113,8 @@ class LlamaRunner:
         or a ``Model``, which then stays open when the runner closes.
     n_ctx : tokens that fit into the context; None for what the model was trained with, at most 8192.
     n_seq_max : sequences in the cache: one for ``generate_stateful``, the others for as many generations at a time.
+    auto_gc : the share of the context that the conversation of ``generate_stateful`` may fill before its oldest turns
+        are dropped, down to half of that; None never drops any, and a conversation that is full raises.
     progress : called with 0.0 to 1.0 while the model loads; returning False cancels.
     download_progress : called with (what, bytes done, bytes in all or None) while the model is fetched.
     **options : those of ``core.Model`` (``n_gpu_layers``, …) and ``core.Context`` (``n_threads``, ``type_k``, …).
@@ -126,6 +130,7 @@ class LlamaRunner:
         *,
         n_ctx: int | None = None,
         n_seq_max: int | None = None,
+        auto_gc: float | None = 0.8,
         progress: Callable[[float], object] | None = None,
         download_progress: Callable[[str, int, int | None], None] | None = None,
         **options: Any,
@@ -137,6 +142,7 @@ class LlamaRunner:
                     *CONTEXT_OPTIONS,
                     *MODEL_OPTIONS,
                     *ENGINE_OPTIONS,
+                    "auto_gc",
                     "n_ctx",
                     "n_seq_max",
                     "progress",
@@ -145,6 +151,7 @@ class LlamaRunner:
                 raise unknown_name(name, known, "LlamaRunner()")
         for_model = {name: options.pop(name) for name in MODEL_OPTIONS & options.keys()}
         for_engine = {name: options.pop(name) for name in ENGINE_OPTIONS & options.keys()}
+        self.auto_gc = None if auto_gc is None else check_float("auto_gc", auto_gc, 0.01, 1.0)
         if n_ctx is not None:
             check_int("n_ctx", n_ctx, 1, 2**31 - 256)
         self._owns_model = not isinstance(model, Model)
@@ -182,12 +189,12 @@ class LlamaRunner:
         except BaseException:
             self.context.close()
             raise
-        self._conversation: list[int] = []
-        self._pinned: Node | None = None  # where the conversation ends in the prefix tree
+        self._stateful = StatefulLog(self.engine)
+        self.last_gc: Receipt | None = None
+        """What the last collection did that ran by itself."""
         self._template: ChatTemplate | None = None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.RLock()
-        self._turn = threading.Lock()
         self._closed = False
 
     def _default_n_seq_max(self, n_ctx: int) -> int:
@@ -392,27 +399,51 @@ class LlamaRunner:
     def generate_stateful(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows all earlier stateful prompts and answers, and now ``prompt``.
 
-        The conversation lives in the KV cache: only what is new is computed. ``clear_context()`` forgets it. After an
-        error, ContextOverflowError included, it is as it was before the call. A second thread gets ContextBusyError.
+        The conversation lives in the KV cache: only what is new is computed. ``clear_context()`` forgets it. Where it
+        would come to fill more than ``auto_gc`` of the context, its oldest turns are dropped first (``last_gc`` tells).
+        After an error, ContextOverflowError included, it is as it was before the call. A second thread gets
+        ContextBusyError.
         """
         params = kwargs.pop("params", None)
         settings = GenerationParams.from_kwargs(
             params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()"
         )
-        # one turn at a time, from reading the conversation to adding to it
-        if not self._turn.acquire(blocking=False):
-            raise ContextBusyError(
-                "another thread is in generate_stateful(): the conversation takes one turn at a time"
-            )
-        try:
-            new = self._tokens(prompt, add_special=not self._conversation)
-            tokens = np.concatenate([np.asarray(self._conversation, dtype=np.int32), new])
-            completion = exhaust(Stream(self.engine, self.engine.submit(tokens, settings)[0]))
-            self._conversation = [*tokens.tolist(), *completion.tokens.tolist()]
-            self._pinned = self.engine.pin(np.asarray(self._conversation, dtype=np.int32), self._pinned)
+        with self._stateful as log:
+            turn = self._next_turn(log, prompt)
+            completion = exhaust(Stream(self.engine, self.engine.submit(turn.tokens, settings)[0]))
+            self._end_turn(log, turn, completion)
             return completion.text
-        finally:
-            self._turn.release()
+
+    async def agenerate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
+        """``generate_stateless`` for asyncio."""
+        out: Completion = await self.agenerate(prompt, max_tokens=max_tokens, **kwargs)
+        return out.text
+
+    async def agenerate_stateful(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
+        """``generate_stateful`` for asyncio."""
+        params = kwargs.pop("params", None)
+        settings = GenerationParams.from_kwargs(
+            params, {"max_tokens": max_tokens, **kwargs}, where="agenerate_stateful()"
+        )
+        with self._stateful as log:
+            turn = self._next_turn(log, prompt)
+            stream = AsyncStream(
+                self.engine, lambda notify: self.engine.submit(turn.tokens, settings, notify=notify)[0]
+            )
+            completion = (await stream.result()).completion()
+            await asyncio.to_thread(self._end_turn, log, turn, completion)
+            return completion.text
+
+    def _next_turn(self, log: StatefulLog, prompt: Prompt) -> StatefulTurn:
+        """The conversation with one more prompt, without its oldest turns where it would be too long."""
+        new = self._tokens(prompt, add_special=len(log) == 0)
+        if self.auto_gc is None:
+            return log.with_prompt(new)
+        return log.with_prompt(new, most=int(self.auto_gc * self.context.n_ctx))
+
+    def _end_turn(self, log: StatefulLog, turn: StatefulTurn, completion: Completion) -> None:
+        log.commit(turn, completion.tokens)
+        self.last_gc = turn.receipt or self.last_gc
 
     def _tokens(self, prompt: Prompt, add_special: bool = True) -> npt.NDArray[np.int32]:
         self._check_open()
@@ -508,17 +539,21 @@ class LlamaRunner:
     # --- the context
 
     def get_context_info(self) -> ContextInfo:
-        """How full the context is, in all and for each sequence that holds something."""
+        """How full the context is, in all, for each sequence and each session, and which prefixes would go first."""
         self._check_open()
         with self.engine.paused() as context:
             memory = context.memory
+            sessions = tuple(session.info() for session in self._sessions if session.n_tokens)
+            going = tuple(self.engine.next_to_go())
             ends = {seq: memory.seq_pos_max(seq) + 1 for seq in range(context.n_seq_max)}
             sequences = tuple(
                 SequenceInfo(seq, memory.seq_pos_min(seq), end - 1, end) for seq, end in ends.items() if end
             )
             if self.model.is_recurrent:  # a state a sequence, however long it is
-                return ContextInfo(context.n_seq_max, len(sequences), context.n_seq_max, sequences)
-            return ContextInfo(context.n_ctx, memory.n_used, context.n_seq_max, sequences)
+                used, cells = len(sequences), context.n_seq_max
+            else:
+                used, cells = memory.n_used, context.n_ctx
+            return ContextInfo(cells, used, context.n_seq_max, sequences, sessions, going)
 
     def kv_map(self) -> KvMap:
         """Who owns each cell of the KV memory, and since when it has not been of use."""
@@ -534,10 +569,48 @@ class LlamaRunner:
     def clear_context(self) -> None:
         """Forget the conversation of ``generate_stateful`` and every cached prompt; generations under way go on."""
         self._check_open()
-        if not self._turn.locked():
-            self._conversation = []
-            self._pinned = self.engine.pin(np.empty(0, dtype=np.int32), self._pinned)
+        if not self._stateful.busy:
+            self._stateful.clear()
         self.engine.clear()
+
+    def gc_context(self, target: float = 0.5, *, policy: GcPolicy = "oldest") -> Receipt:
+        """Make room: until at most ``target`` of the context is used, or nothing more may go.
+
+        First the prefixes that nobody uses leave the KV memory, the least recently used first, for host memory and disk
+        where there is room: they come back when they are asked for. With the policy ``"oldest"`` the oldest turns of
+        ``generate_stateful`` go as well, where that is not enough; with ``"idle"`` they do not. Sessions stay:
+        each has its own ``gc``. The receipt counts cells. Takes up to a step of what runs.
+        """
+        check_float("target", target, 0.0, 1.0)
+        check_choice("policy", policy, ("oldest", "idle"))
+        self._check_open()
+        most = int(target * self.context.n_ctx)
+        before, after = self.engine.evict_down_to(most)
+        reason = f"{before - after} cells of idle prefixes were evicted"
+        if policy == "oldest" and after > most and not self._stateful.busy:
+            with self._stateful as log:
+                if log.drop_oldest(max(0, len(log) - (after - most))):
+                    reason += ", and the oldest turns of the conversation were dropped"
+            after = self.engine.evict_down_to(most)[1]
+        if after > most:
+            reason += "; what is left is in use, or pinned"
+        return Receipt("gc", before, after, after, before - after, reason=reason)
+
+    async def agc_context(self, target: float = 0.5, *, policy: GcPolicy = "oldest") -> Receipt:
+        """``gc_context`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.gc_context(target, policy=policy))
+
+    async def aget_context_info(self) -> ContextInfo:
+        """``get_context_info`` for asyncio."""
+        return await asyncio.to_thread(self.get_context_info)
+
+    async def aclear_context(self) -> None:
+        """``clear_context`` for asyncio."""
+        await asyncio.to_thread(self.clear_context)
+
+    async def akv_map(self) -> KvMap:
+        """``kv_map`` for asyncio."""
+        return await asyncio.to_thread(self.kv_map)
 
     # --- lifetime
 

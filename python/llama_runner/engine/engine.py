@@ -39,7 +39,7 @@ from llama_runner.errors import (
     LlamaRuntimeError,
 )
 from llama_runner.params import GenerationParams
-from llama_runner.results import Explanation
+from llama_runner.results import Explanation, IdlePrefix
 
 __all__ = ["Adapters", "Engine", "LogitsProcessor"]
 
@@ -554,6 +554,24 @@ class Engine:
         key = self.prefix_key(adapters)
         with self.paused():
             return self.residency.adopt(tokens, blob, key)
+
+    def next_to_go(self, most: int = 32) -> list[IdlePrefix]:
+        """Prefixes that nobody uses, the least recently used first; at most ``most`` of them."""
+        with self.paused():
+            now = time.monotonic()
+            found = []
+            for node in self.residency.leaves()[:most]:
+                tail = self.vocab.detokenize(node.tokens[-16:], unparse_special=True)
+                found.append(IdlePrefix(node.end, len(node.tokens), now - node.used_at, tail[-60:]))
+            return found
+
+    def evict_down_to(self, cells: int) -> tuple[int, int]:
+        """Evict prefixes that nobody uses until at most ``cells`` are used; cells used before and after."""
+        with self.paused():
+            before = after = self.scheduler.cells_used()
+            while after > cells and self.residency.evict_one():
+                after = self.scheduler.cells_used()
+            return before, after
 
     def forget(self, tokens: Tokens, *, adapters: Adapters | None = None) -> None:
         """Let go of what is cached of ``tokens`` and of nothing else."""

@@ -25,6 +25,7 @@ from llama_runner.errors import (
     UnknownMessageError,
 )
 from llama_runner.receipts import MessagePlan, Plan, Receipt
+from llama_runner.results import SessionInfo
 from llama_runner.session.collect import KEPT, fewest_dropped
 from llama_runner.session.message import Branch, Message, Node, branch_tree, is_above, path_to
 from llama_runner.session.rendering import Options, Renderer
@@ -105,6 +106,14 @@ class Conversation:
         view = self._log.view()
         view.flags.writeable = False
         return view
+
+    def info(self) -> SessionInfo:
+        """How much of it the cache holds now."""
+        held = 0
+        if len(self._log):
+            found = self.engine.foresee(self._log, generates=False, adapters=self.adapters)
+            held = found.cached_tokens - found.restored_tokens
+        return SessionInfo(len(self), self.n_tokens, held, time.monotonic() - self.used_at, self.owner)
 
     def _dicts(self) -> list[Mapping[str, Any]]:
         return [node.message.data for node in path_to(self._head)]
