@@ -224,7 +224,8 @@ class _Conversation:
             parse_object(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise self.problem(
-                f"{where}: the arguments are the JSON text of an object: {error}; readable_arguments() wraps what is none"
+                f"{where}: the arguments are the JSON text of an object: {error}; "
+                "readable_arguments() wraps what is none"
             ) from None
         return text if text.strip() else "{}"
 
@@ -241,10 +242,9 @@ class _Conversation:
                 raise self.problem(f"it has no tool_call_id, and several calls are open: {self.listed()}")
             found = self.open[0]
         else:
-            # an id that was there twice stands for its calls in their order
-            matching = next((item for item in self.open if item[1] == called), None) or next(
-                (item for item in self.open if item[0] == called), None
-            )
+            # as it was given, before as it is here; an id that was given twice stands for its calls in their order
+            by_both = [item for place in (0, 1) for item in self.open if item[place] == called]
+            matching = next(iter(by_both), None)
             if matching is None:
                 raise self.problem(f"no call has the tool_call_id {_cut(called)}; open are {self.listed()}")
             found = matching
