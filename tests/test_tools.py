@@ -13,6 +13,8 @@ import gc
 import io
 import json
 import math
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -884,3 +886,43 @@ def test_the_result_of_a_refused_call() -> None:
         "name": "square",
         "content": 'Error: there is no tool "square"; there is circle',
     }
+
+
+# ---------------------------------------------------------------------------------------------------- the process
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a signal to one thread")
+def test_ctrl_c_ends_the_wait(stop: threading.Event) -> None:
+    flags: list[CancelFlag] = []
+
+    def hang(context: ToolContext) -> None:
+        flags.append(context.cancelled)
+        stop.wait(30)
+
+    main = threading.main_thread().ident
+    assert main is not None and threading.current_thread() is threading.main_thread()
+    for run in (lambda: run_call(validated(hang)), lambda: run_calls([validated(hang)] * 2)):
+        timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
+        timer.start()
+        begin = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            run()
+        assert time.monotonic() - begin < 2
+        timer.join()
+    assert len(flags) == 3 and all(flag.is_set() for flag in flags)
+
+
+def test_a_hanging_tool_does_not_keep_the_process() -> None:
+    source = """
+import time
+from llama_runner.chat.tools import Tool, ToolSet, run_call
+from llama_runner.chat_types import ToolCall
+tools = ToolSet([Tool.from_schema({"name": "f"}, lambda: time.sleep(60))])
+print(run_call(tools.validate(ToolCall("f", "{}")), timeout=0.05).content)
+"""
+    begin = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout == "Error: f did not answer within 0.05 s\n" and done.stderr == ""
+    assert time.monotonic() - begin < 30

@@ -22,6 +22,7 @@ _INLINE_CHARS = 200
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames")
+_AWKWARD = re.compile(r'[\]\\^"\-\x00-\x1f]')
 _FORMATS = {
     "date-time": ("a date and time", "2025-01-31T12:00:00Z"),
     "date": ("a date", "2025-01-31"),
@@ -323,6 +324,6 @@ def offered(schema: Schema) -> Schema:
                 name: {} if item is True else item for name, item in node["properties"].items()
             }
             # a grammar cannot tell other names from such a one; it then allows no others
-            if any(re.search(r'[\]\\^"\-\x00-\x1f]', name) for name in node["properties"]):
+            if any(_AWKWARD.search(str(name)) for name in node["properties"]):
                 node.pop("additionalProperties", None)
     return schema

@@ -180,12 +180,12 @@ class _Call:
         self, call: ValidatedCall, timeout: float | None, context: ToolContext | None, max_result_chars: int
     ):
         _check_call(call)
+        self.begin = time.monotonic()
         self.call = call
         self.name = call.tool.name
         self.max_chars = _check_max_chars(max_result_chars)
         limits = [limit for limit in (_deadline(timeout), _deadline(call.tool.timeout)) if limit is not None]
         self.context = _check_context(context).for_call(call.call.id, min(limits, default=None))
-        self.begin = time.monotonic()
 
     @property
     def remaining(self) -> float | None:
