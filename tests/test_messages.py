@@ -212,7 +212,7 @@ NO_MESSAGES: dict[str, tuple[Any, str]] = {
     "key of a type": ({**USER, 3: "a"}, "unknown key 3"),
     "key of surrogates": ({**USER, "\ud800": "a"}, "unknown key"),
     "name": ({**USER, "name": 3}, "name is a str, not int"),
-    "reasoning of a user": ({**USER, "reasoning_content": "Hm."}, "reasoning_content is for messages of the role assistant"),
+    "reasoning of a user": ({**USER, "thinking": "Hm."}, "thinking is for messages of the role assistant"),
     "calls of a user": ({**USER, "tool_calls": [call()]}, "tool_calls is for messages of the role assistant"),
     "id of a user": ({**USER, "tool_call_id": "x"}, "tool_call_id is for messages of the role tool"),
     "prefix": ({"role": "assistant", "content": "", "prefix": 1}, "prefix is True or False"),
@@ -227,8 +227,9 @@ NO_MESSAGES: dict[str, tuple[Any, str]] = {
     "key of a call": (calling(call(x=3)), r"tool_calls\[0\] has an unknown key 'x'"),
     "key of a function": (calling({"function": {"name": "f", "x": 1}}), r"tool_calls\[0\] has an unknown key 'x'"),
     "no JSON": (calling(call(), call(arguments="{")), r"tool_calls\[1\]: the arguments are the JSON text of an object"),
-    "no object": (calling(call(arguments="[1]")), "it is no object; readable_arguments"),
-    "JSON in JSON": (calling(call(arguments='"{}"')), "it is no object"),
+    "no object": (calling(call(arguments="[1]")), "it is a list, not an object; readable_arguments"),
+    "JSON in JSON": (calling(call(arguments='"{}"')), "it is a string, not an object"),
+    "null": (calling(call(arguments="null")), "it is null, not an object"),
     "list as arguments": (calling(call(arguments=[1])), "list is no dict"),
     "NaN": (calling(call(arguments='{"a": NaN}')), "NaN is no JSON number"),
     "NaN in a dict": (calling(call(arguments={"a": float("nan")})), "not JSON compliant"),
@@ -281,7 +282,7 @@ def test_errors_stay_short() -> None:
         str(caught.value).encode()
 
 
-# ---------------------------------------------------------------------------------------------------- what holds for all
+# ------------------------------------------------------------------------------------------------ what holds for all
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 some_ids = st.sampled_from(["", "x", "y", "call00001", "call00002"])
@@ -309,7 +310,7 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
         messages += [result(draw(text), tool_call_id=each["id"]) for each in answered]
         if answered != calls:
             messages += [result(draw(text), tool_call_id=None)] if len(calls) == 1 else []
-            if len(calls) > 1:
+            if len(calls) > 1:  # left open
                 break
     return messages
 
@@ -328,12 +329,24 @@ def test_a_beginning_is_the_beginning_of_the_whole(messages: list[dict[str, Any]
     assert check_messages(messages[:length]) == check_messages(messages)[:length]
 
 
+KEYS = [
+    "role",
+    "content",
+    "tool_calls",
+    "tool_call_id",
+    "name",
+    "type",
+    "text",
+    "function",
+    "id",
+    "arguments",
+]
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.binary(max_size=3),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "content", "tool_calls", "tool_call_id", "name", "type", "text", "function", "id", "arguments"]),
+            st.sampled_from(KEYS),
             inner | st.sampled_from(["user", "assistant", "tool", "text", "function"]),
         )
     ),
@@ -360,7 +373,9 @@ def test_arguments_are_made_readable(written: str) -> None:
 def test_readable_arguments() -> None:
     assert readable_arguments('{"a":  1}') == '{"a":  1}'
     assert readable_arguments('{"a": ') == '{"arguments": "{\\"a\\": "}'
-    assert readable_arguments("") == "{}"
+    assert readable_arguments("") == readable_arguments("null") == "{}"
+    assert readable_arguments('"{\\"a\\": 1}"') == '{"a": 1}'
+    assert readable_arguments("[" * 100_000) == json.dumps({"arguments": "[" * 100_000})
     assert readable_arguments("\ud800") == '{"arguments": "\ufffd"}'
 
 
