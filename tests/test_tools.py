@@ -31,7 +31,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from fixtures_models import TinyModelFactory
 from llama_runner import errors
+from llama_runner.chat.messages import check_messages
 from llama_runner.chat.tools import (
     CancelFlag,
     Tool,
@@ -47,6 +49,7 @@ from llama_runner.chat.tools import (
     tool,
 )
 from llama_runner.chat_types import ToolCall
+from llama_runner.core import ChatTemplate, Model
 
 
 def validated(function: Any, arguments: str = "{}", call_id: str = "c1", **options: Any) -> ValidatedCall:
@@ -917,6 +920,7 @@ def test_a_hanging_tool_does_not_keep_the_process() -> None:
 import time
 from llama_runner.chat.tools import Tool, ToolSet, run_call
 from llama_runner.chat_types import ToolCall
+from llama_runner.core import ChatTemplate, Model
 tools = ToolSet([Tool.from_schema({"name": "f"}, lambda: time.sleep(60))])
 print(run_call(tools.validate(ToolCall("f", "{}")), timeout=0.05).content)
 """
@@ -926,3 +930,50 @@ print(run_call(tools.validate(ToolCall("f", "{}")), timeout=0.05).content)
     )
     assert done.stdout == "Error: f did not answer within 0.05 s\n" and done.stderr == ""
     assert time.monotonic() - begin < 30
+
+
+# ---------------------------------------------------------------------------------------------------- a whole turn
+
+
+def test_a_whole_turn(llama_cpp_dir: Path, tiny_model: TinyModelFactory) -> None:
+    """What a model writes under a real template, taken apart by llama.cpp's parser, run, and put back."""
+    source = (
+        llama_cpp_dir / "models/templates/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja"
+    ).read_text("utf-8")
+    template = ChatTemplate(Model(tiny_model("llama")), source)
+
+    def add(numbers: list[int]) -> int:
+        """Adds numbers."""
+        return sum(numbers)
+
+    tools = ToolSet([add])
+    messages: list[Any] = [{"role": "user", "content": "1+2? x+y?"}]
+    prompt = template.render(messages, tools=tools.to_list())
+    written = "".join(
+        f'<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>\n'
+        for arguments in ('{"numbers": [1, 2]}', '{"numbers": ["x", "y"]}')
+    )
+    answer = prompt.parser().parse(written)
+    results = []
+    for call in answer.tool_calls:
+        try:
+            results.append(run_call(tools.validate(call)))
+        except errors.ToolArgumentError as error:
+            results.append(ToolResult.from_error(error, call.id))
+    assert [result.ok for result in results] == [True, False]
+    checked = check_messages([*messages, answer])
+    for call_made, result in zip(checked[-1]["tool_calls"], results, strict=True):
+        checked.append({**result.to_message(), "tool_call_id": call_made["id"]})
+    text = template.apply(check_messages(checked), tools=tools.to_list())
+    assert "3" in text and 'numbers[0]: got "x", want an integer' in text
+
+
+def test_a_tool_may_choose_its_words() -> None:
+    def picky() -> None:
+        raise errors.ToolError(
+            "no such town: Atlantis", for_model="There is no Atlantis; ask for another town."
+        )
+
+    result = run_call(validated(picky))
+    assert result.content == "There is no Atlantis; ask for another town."
+    assert result.error is not None and result.error.tool == "f"

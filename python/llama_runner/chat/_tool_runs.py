@@ -234,9 +234,13 @@ class _Call:
     def failure(self, error: BaseException) -> ToolError:
         if isinstance(error, asyncio.CancelledError):
             return ToolCancelledError(f"{self.name} cancelled itself", self.name)
+        text = _traceback(error)
+        if isinstance(error, ToolError):  # says itself what the model is to be told
+            error.tool = error.tool or self.name
+            return error
         told = first_line(error)
         return ToolFailedError(
-            f"{self.name} raised {told}", self.name, f"Error: {self.name}: {told}", error, _traceback(error)
+            f"{self.name} raised {told}", self.name, f"Error: {self.name}: {told}", error, text
         )
 
 
