@@ -262,6 +262,8 @@ def plain(schema: Schema) -> Schema:
         if isinstance(node.get("title"), str):
             del node["title"]
         node.pop("discriminator", None)
+        if node.get("additionalProperties") is True and "properties" not in node:  # not all versions say so
+            del node["additionalProperties"]
     return schema
 
 

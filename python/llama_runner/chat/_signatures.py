@@ -261,7 +261,7 @@ def hints_of(function: Any, signature: inspect.Signature, tool: str) -> dict[str
 
     carrier.__annotations__ = texts
     module = sys.modules.get(getattr(inner, "__module__", None) or "")
-    names: dict[str, Any] = getattr(inner, "__globals__", None) or vars(module or object())
+    names: dict[str, Any] = getattr(inner, "__globals__", None) or (vars(module) if module else {})
     # types of the function around, and our own where it is imported for type checkers alone
     for scope in ({}, {"ToolContext": ToolContext} | _locals_around(inner) | _closure(inner)):
         try:

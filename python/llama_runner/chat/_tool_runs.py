@@ -272,10 +272,8 @@ class _Thread:
                 value, error = asyncio.run(self.awaited(value))
             else:
                 error = None
-        except (
-            BaseException
-        ) as problem:  # SystemExit and KeyboardInterrupt are the tool's: no signal comes here
-            value, error = None, problem
+        except BaseException as problem:
+            value, error = None, problem  # KeyboardInterrupt too is the tool's own: no signal comes to a thread
         self.finish(value, error)
 
     async def awaited(self, value: Awaitable[Any]) -> tuple[Any, BaseException | None]:
@@ -290,8 +288,8 @@ class _Thread:
         with self.lock:
             self.done, self.value, self.error = True, value, error
             self.cancelled = self.call.context.cancelled.is_set()
-            if (self.abandoned or self.cancelled) and inspect.iscoroutine(value):
-                value.close()  # nobody will await it
+            if self.abandoned or self.cancelled:
+                _close(value)
         with _abandoned_lock:
             _abandoned.discard(self)
         self.woken.set()
@@ -303,7 +301,8 @@ class _Thread:
         try:
             self.woken.wait(self.call.remaining)
         except BaseException:
-            self.abandon()
+            self.leave()
+            self.call.stop()
             raise
         finally:
             unsubscribe()
@@ -311,22 +310,18 @@ class _Thread:
 
     def outcome(self) -> ToolResult:
         """The result as of now; a tool that is not done is given up."""
-        with self.lock:
-            done = self.done
-        if done:
-            return self.call.given_up() if self.cancelled else self.call.ended(self.value, self.error)
-        result = self.call.given_up()
-        self.abandon()
-        return result
+        if self.leave() or self.cancelled:
+            return self.call.given_up()
+        return self.call.ended(self.value, self.error)
 
-    def abandon(self) -> None:
-        """Count the thread as left behind, if it still runs, and have the tool told."""
+    def leave(self) -> bool:
+        """Wait no more: whether the thread still ran, and is left behind, now or before."""
         with self.lock:
-            self.abandoned = True
-            if not self.done:
+            if not self.done and not self.abandoned:
+                self.abandoned = True
                 with _abandoned_lock:
                     _abandoned.add(self)
-        self.call.stop()
+            return self.abandoned
 
 
 async def _beside_loop(call: _Call) -> ToolResult:
@@ -337,9 +332,11 @@ async def _beside_loop(call: _Call) -> ToolResult:
     try:
         await _woken(woken, wake, call)
     except BaseException:
-        thread.abandon()
+        thread.leave()
+        _close(thread.value)
+        call.stop()
         raise
-    if thread.done and not thread.cancelled and inspect.isawaitable(thread.value):
+    if not thread.leave() and not thread.cancelled and inspect.isawaitable(thread.value):
         return await _on_loop(call, lambda: thread.value)
     return thread.outcome()
 
@@ -415,6 +412,12 @@ def _on(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> Call
             pass
 
     return call
+
+
+def _close(value: Any) -> None:
+    """Close a coroutine that nobody will await."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 def _forget(task: object) -> None:
