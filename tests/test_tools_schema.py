@@ -1,16 +1,11 @@
-"""What a model is told of a tool, and what is made of the arguments that it writes."""
+"""What a model is told of tools that are made of functions and of schemas."""
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import enum
 import functools
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Optional
 
@@ -18,54 +13,23 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from typing_extensions import TypedDict
+from pydantic import BaseModel, Field
 
-from fixtures_models import TinyModelFactory
 from llama_runner import errors
-from llama_runner.chat.tools import Tool, ToolChoice, ToolContext, ToolSet, run_call, tool
+from llama_runner.chat.tools import Tool, ToolSet, run_call, tool
 from llama_runner.chat_types import ToolCall
-from llama_runner.core import ChatTemplate, Model
-
-
-class Unit(enum.Enum):
-    C = "celsius"
-    F = "fahrenheit"
-
-
-class Node(BaseModel):
-    """A node."""
-
-    name: str
-    kids: list[Node] = []
-
-
-class Place(TypedDict):
-    lat: float
-    lon: float
-
-
-@dataclasses.dataclass
-class Range:
-    low: int
-    high: int = 9
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    day: datetime.date
-    pair: tuple[int, int] = (1, 2)
-
-
-class Even(BaseModel):
-    n: int
-
-    @field_validator("n")
-    @classmethod
-    def check_even(cls, n: int) -> int:
-        if n % 2:
-            raise ValueError("n must be even")
-        return n
+from tool_use import (
+    PARAMETERS,
+    WEATHER,
+    Even,
+    Node,
+    Place,
+    Range,
+    Strict,
+    Unit,
+    arguments_of,
+    refusal,
+)
 
 
 def parameters(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
@@ -76,21 +40,6 @@ def parameters(function: Callable[..., Any], **options: Any) -> dict[str, Any]:
 
 def properties(function: Callable[..., Any]) -> dict[str, Any]:
     return parameters(function)["properties"]  # type: ignore[no-any-return]
-
-
-def arguments_of(function: Any, **arguments: Any) -> dict[str, Any]:
-    made = function if isinstance(function, Tool) else Tool.from_function(function, name="f")
-    return ToolSet([made]).validate(ToolCall(made.name, json.dumps(arguments))).arguments
-
-
-def refusal(function: Any, arguments: Any) -> str:
-    """What the model is told of ``arguments``."""
-    made = function if isinstance(function, Tool) else Tool.from_function(function, name="f")
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
-    with pytest.raises(errors.ToolArgumentError) as caught:
-        ToolSet([made]).validate(ToolCall(made.name, text))
-    assert isinstance(caught.value, ValueError) and caught.value.tool == made.name
-    return caught.value.for_model
 
 
 # ---------------------------------------------------------------------------------------------------- from functions
@@ -453,17 +402,6 @@ def test_names(name: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------- from schemas
 
-PARAMETERS = {
-    "type": "object",
-    "properties": {
-        "town": {"type": "string", "minLength": 2},
-        "days": {"type": "integer", "minimum": 1, "maximum": 7},
-        "kinds": {"type": "array", "items": {"enum": ["rain", "wind"]}},
-    },
-    "required": ["town"],
-}
-WEATHER = {"name": "weather", "description": "The weather.", "parameters": PARAMETERS}
-
 
 def test_every_form_of_a_description() -> None:
     forms: list[dict[str, Any]] = [
@@ -599,308 +537,3 @@ def test_bounds_that_no_grammar_counts_to() -> None:
     }  # fmt: skip
     told = refusal(made, {"text": "x" * 10_001, "id": 2**64})
     assert "want a string of at most 10000 characters" in told and "id: got 18446744073709551616" in told
-
-
-# ---------------------------------------------------------------------------------------------------- arguments
-
-
-def weather(town: str, days: Annotated[int, Field(ge=1, le=7)] = 3, unit: Unit = Unit.C) -> None: ...
-
-
-@pytest.mark.parametrize(
-    "made", [Tool.from_function(weather), Tool.from_schema(WEATHER)], ids=["function", "schema"]
-)
-class TestArguments:
-    @pytest.mark.parametrize(
-        ("text", "reason"),
-        [
-            ("{", "Expecting property name"),
-            ('{"town": "x"', "Expecting ',' delimiter"),
-            ("town=x", 'Expecting value at character 0, near "town=x"'),
-            ("[1]", "it is a list, not an object"),
-            ("3", "it is a number, not an object"),
-            ('"x"', "Expecting value"),
-            ('{"town": NaN}', "NaN is no JSON number"),
-            ('{"town": -Infinity}', "-Infinity is no JSON number"),
-            ('{"days": 1e999}', "larger than a double"),
-            ('{"days": ' + "9" * 400 + "}", "more than 300 digits"),
-            ('{"days": ' + "9" * 5000 + "}", "digits"),
-            ('{"town": "\\ud800"}', r"\ud800 is no text"),
-            ('{"town": "\\u0000"}', r"\u0000 is no text"),
-            ('{"town": ' + "[" * 100_000, "nests more than 200 levels"),
-            ('{"town": ' + "[" * 1000 + "]" * 1000 + "}", "nests more than 200 levels"),
-        ],
-    )
-    def test_no_json(self, made: Tool, text: str, reason: str) -> None:
-        told = refusal(made, text)
-        assert reason in told
-        assert told.startswith("Error: weather was not run, its arguments are no JSON object: ")
-        assert told.endswith('Call weather again with arguments such as {"town": "text"}')
-        assert len(told) < 400
-
-    def test_json_in_json(self, made: Tool) -> None:
-        call = ToolCall("weather", json.dumps(json.dumps({"town": "ab"})))
-        assert ToolSet([made]).validate(call).arguments == {"town": "ab"}
-
-    @pytest.mark.parametrize("text", ["", "  ", "null", "{}"])
-    def test_missing(self, made: Tool, text: str) -> None:
-        told = refusal(made, text)
-        assert "- town: missing, want a string" in told and told.endswith('such as {"town": "text"}')
-
-    def test_several_problems(self, made: Tool) -> None:
-        told = refusal(made, {"days": 9, "dyas": 3})
-        assert "- days: got 9, want an integer from 1 to 7\n" in told
-        assert "- dyas: there is no such argument, only town, days, " in told
-        assert "- town: missing, want a string" in told
-        assert (
-            told.splitlines()[-1] == 'Call weather again with arguments such as {"town": "text", "days": 1}'
-        )
-
-    def test_the_example_keeps_what_was_right(self, made: Tool) -> None:
-        assert refusal(made, {"town": "Paris", "days": "x"}).endswith('such as {"town": "Paris", "days": 1}')
-
-    def test_what_came_is_cut(self, made: Tool) -> None:
-        told = refusal(made, {"town": ["x" * 100_000], "days": 1})
-        assert len(told) < 400 and 'town: got ["xxx' in told
-
-    def test_unknown_tools(self, made: Tool) -> None:
-        tools = ToolSet([made, {"name": "other"}])
-        for name, hint in (("wether", "; did you mean weather?"), ("q" * 10_000, "")):
-            with pytest.raises(errors.ToolArgumentError) as caught:
-                tools.validate(ToolCall(name, "{}"))
-            assert "there is weather, other" in caught.value.for_model
-            assert caught.value.for_model.endswith("other" + hint)
-            assert len(caught.value.for_model) < 200
-
-
-def test_enums_and_places() -> None:
-    assert arguments_of(weather, town="x", unit="fahrenheit")["unit"] is Unit.F
-    told = refusal(weather, {"town": "x", "unit": "kelvin"})
-    assert '- unit: got "kelvin", want one of "celsius", "fahrenheit"' in told
-    made = Tool.from_schema(WEATHER)
-    told = refusal(made, {"town": "ab", "kinds": ["rain", "snow"]})
-    assert '- kinds[1]: got "snow", want one of "rain", "wind"' in told
-    told = refusal(made, {"town": "ab", "kinds": "rain"})
-    assert '- kinds: got "rain", want a list, each item one of' in told
-
-
-def test_what_validators_say() -> None:
-    def f(even: Even, day: datetime.date, strict: Strict | None = None, u: int | list[str] = 1) -> None: ...
-
-    told = refusal(
-        f, {"even": {"n": 3}, "day": "soon", "strict": {"day": "2025-01-02", "x": 1}, "u": {"a": 1}}
-    )
-    assert "- even.n: got 3, want an integer (n must be even)" in told
-    assert '- day: got "soon", want a date such as "2025-01-31"' in told
-    assert "- strict.x: there is no such argument" in told
-    assert '- u: got {"a": 1}, want an integer or a list of strings' in told
-    assert told.count("- u:") == 1
-
-
-def test_a_validator_that_raises_what_it_should_not() -> None:
-    class Odd(BaseModel):
-        n: int
-
-        @field_validator("n")
-        @classmethod
-        def check(cls, n: int) -> int:
-            return 1 // n
-
-    def f(odd: Odd) -> None: ...
-
-    assert "- odd: got" in refusal(f, {"odd": {"n": 0}}) and "ZeroDivisionError" in refusal(
-        f, {"odd": {"n": 0}}
-    )
-
-
-def test_many_problems_are_counted() -> None:
-    def f(numbers: list[int]) -> None: ...
-
-    told = refusal(f, {"numbers": ["x"] * 1000})
-    assert told.count("\n- ") == 6 and "and 995 more" in told and len(told) < 500
-
-
-json_types = st.sampled_from([str, int, bool, list[int], dict[str, str], Optional[int], Unit, Place, Range])  # noqa: UP045
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | texts,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
-    max_leaves=10,
-)
-
-
-def outcome(tools: ToolSet, name: str, arguments: str) -> tuple[dict[str, Any] | None, str]:
-    """The arguments as the tool gets them, or what the model is told."""
-    try:
-        return tools.validate(ToolCall(name, arguments)).arguments, ""
-    except errors.ToolArgumentError as error:
-        return None, error.for_model
-
-
-@given(
-    st.dictionaries(st.sampled_from("abc"), json_types, min_size=1),
-    st.dictionaries(st.sampled_from("abcd"), json_values),
-)
-def test_any_arguments_are_taken_or_told(types: Mapping[str, Any], arguments: dict[str, Any]) -> None:
-    namespace: dict[str, Any] = {}
-    exec(f"def f({', '.join(types)}): ...", namespace)
-    namespace["f"].__annotations__ = dict(types)
-    tools = ToolSet([namespace["f"]])
-    found, told = outcome(tools, "f", json.dumps(arguments))
-    assert outcome(tools, "f", json.dumps(arguments))[1] == told
-    if found is None:
-        assert told.startswith("Error: f was not run") and len(told) < 2000
-        repaired = told.rpartition("arguments such as ")[2]
-        assert outcome(tools, "f", repaired)[1] == ""  # the example is one that is taken
-    else:
-        assert found.keys() == arguments.keys()
-
-
-@given(st.dictionaries(st.sampled_from(["town", "days", "kinds", "x"]), json_values))
-def test_any_arguments_of_a_schema(arguments: dict[str, Any]) -> None:
-    text = json.dumps(arguments)
-    found, told = outcome(ToolSet([WEATHER]), "weather", text)
-    closed = {**PARAMETERS, "additionalProperties": False}
-    valid = jsonschema.Draft202012Validator(closed).is_valid(arguments)
-    assert (found == arguments) if valid else (found is None and told)
-
-
-# ---------------------------------------------------------------------------------------------------- sets
-
-
-def test_a_set_is_a_mapping_in_order() -> None:
-    tools = ToolSet([weather, {"name": "b"}, Tool.from_schema({"name": "a"})])
-    assert list(tools) == ["weather", "b", "a"] and len(tools) == 3
-    assert tools["a"].name == "a" and "b" in tools and "c" not in tools and tools.get("c") is None
-    assert [item["function"]["name"] for item in tools.to_list()] == ["weather", "b", "a"]
-    assert json.dumps(tools.to_list()) == json.dumps(tools.to_list()) == json.dumps(ToolSet(tools).to_list())
-    with pytest.raises(errors.UnknownToolError, match="there is weather, b, a") as caught:
-        tools["c"]
-    assert isinstance(caught.value, KeyError) and isinstance(caught.value, errors.UsageError)
-    assert not ToolSet() and ToolSet().to_list() == []
-    assert repr(tools) == "ToolSet(weather, b, a)"
-
-
-def test_the_words_are_the_same_in_every_process() -> None:
-    source = (
-        "import json\nfrom typing import Literal\nfrom llama_runner.chat.tools import ToolSet\n"
-        "def f(a: Literal['x', 'y', 'z'], b: set[int] = {3, 1}): 'F.'\n"
-        "print(json.dumps(ToolSet([f]).to_list()))"
-    )
-    texts = {
-        subprocess.run(
-            [sys.executable, "-c", source],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
-        for seed in ("1", "2")
-    }  # fmt: skip
-    assert len(texts) == 1 and '"f"' in texts.pop()
-
-
-def test_names_that_collide() -> None:
-    with pytest.raises(errors.ToolDefinitionError, match="two tools are named 'weather'"):
-        ToolSet([weather, WEATHER])
-
-
-@pytest.mark.parametrize("tools", [None, 3, "weather", WEATHER, weather, {"a": weather}], ids=str)
-def test_what_is_no_list_of_tools(tools: Any) -> None:
-    with pytest.raises(errors.ArgumentTypeError, match="tools is a list"):
-        ToolSet(tools)
-    with pytest.raises((errors.ArgumentTypeError, errors.ToolDefinitionError)):
-        ToolSet([3])  # type: ignore[list-item]
-
-
-def test_tool_choice() -> None:
-    tools = ToolSet([weather, {"name": "b"}])
-    assert tools.choice(None) == tools.choice("auto") == ToolChoice("auto")
-    assert tools.choice("none") == ToolChoice("none")
-    assert tools.choice("required") == ToolChoice("required")
-    named = ToolChoice("required", "b")
-    forms: list[Any] = [
-        "b",
-        {"type": "function", "function": {"name": "b"}},
-        {"type": "function", "name": "b"},
-        named,
-    ]
-    for form in forms:
-        assert tools.choice(form) == named
-    assert list(tools.chosen(named)) == ["b"] and tools.chosen(ToolChoice()) is tools
-    for form in ("c", {"type": "function", "function": {"name": "c"}}, ToolChoice("required", "c")):
-        with pytest.raises(
-            errors.UnknownToolError, match='tool_choice: there is no tool "c"; there is weather, b'
-        ):
-            tools.choice(form)
-    for form in ({}, {"type": "x"}, {"type": "function"}, {"function": {"name": 3}}, {"function": 3}):
-        with pytest.raises(errors.InvalidArgumentError, match="tool_choice"):
-            tools.choice(form)
-    for form in (3, True, ["b"]):
-        with pytest.raises(errors.ArgumentTypeError, match="tool_choice"):
-            tools.choice(form)
-    with pytest.raises(errors.InvalidArgumentError, match="no tools to call"):
-        ToolSet().choice("required")
-
-
-# ---------------------------------------------------------------------------------------------------- in a prompt
-
-
-def test_what_is_offered_makes_a_prompt_and_a_grammar(
-    llama_cpp_dir: Path, tiny_model: TinyModelFactory
-) -> None:
-    def everything(
-        ctx: ToolContext,
-        tree: Node,
-        place: Place,
-        span: Range | None = None,
-        *,
-        unit: Unit = Unit.C,
-        **rest: int,
-    ) -> None:
-        """Everything."""
-
-    source = (
-        llama_cpp_dir / "models/templates/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja"
-    ).read_text("utf-8")
-    template = ChatTemplate(Model(tiny_model("llama")), source)
-    tools = ToolSet([everything, weather, WEATHER | {"name": "w"}, google])
-    prompt = template.render(
-        [{"role": "user", "content": "hi"}], tools=tools.to_list(), tool_choice="required"
-    )
-    assert all(name in prompt.prompt for name in tools) and "ctx" not in prompt.prompt
-    assert prompt.grammar is not None and "everything" in prompt.grammar
-
-
-def test_the_extra_is_named() -> None:
-    source = """
-import sys
-for name in ("pydantic", "jsonschema"):
-    sys.modules[name] = None
-from llama_runner import errors
-from llama_runner.chat.tools import Tool, ToolSet
-from llama_runner.chat_types import ToolCall
-tools = ToolSet([{"name": "f"}])
-for call in (lambda: Tool.from_function(len), lambda: tools.validate(ToolCall("f", "{}"))):
-    try:
-        call()
-    except errors.MissingExtraError as error:
-        print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert done.stdout.count('pip install "llama-runner[tools]"') == 2
-
-
-def test_nothing_heavy_is_imported() -> None:
-    source = """
-import sys
-from llama_runner.chat.tools import ToolSet
-tools = ToolSet([])
-print(sorted({"pydantic", "jsonschema", "jinja2"} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"

@@ -273,7 +273,7 @@ class _Thread:
             else:
                 error = None
         except BaseException as problem:
-            value, error = None, problem  # KeyboardInterrupt too is the tool's own: no signal comes to a thread
+            value, error = None, problem  # KeyboardInterrupt too: no signal comes to a thread
         self.finish(value, error)
 
     async def awaited(self, value: Awaitable[Any]) -> tuple[Any, BaseException | None]:
