@@ -123,7 +123,7 @@ def test_what_is_offered_makes_a_prompt_and_a_grammar(
         llama_cpp_dir / "models/templates/NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja"
     ).read_text("utf-8")
     template = ChatTemplate(Model(tiny_model("llama")), source)
-    tools = ToolSet([everything, weather, WEATHER | {"name": "w"}, google])
+    tools = ToolSet([everything, weather, WEATHER | {"name": "w"}, {"name": "plain"}])
     prompt = template.render(
         [{"role": "user", "content": "hi"}], tools=tools.to_list(), tool_choice="required"
     )
