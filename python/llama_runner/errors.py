@@ -253,7 +253,10 @@ class WorkerDiedError(LlamaRuntimeError, RuntimeError):
 
 
 class ToolError(LlamaRuntimeError):
-    """A tool call came to nothing; ``tool`` is its name, ``for_model`` what a model is told of it."""
+    """A tool call came to nothing; ``tool`` is its name, ``for_model`` what a model is told of it.
+
+    A tool may raise it to choose those words.
+    """
 
     def __init__(self, message: str, tool: str = "", for_model: str = ""):
         super().__init__(message)

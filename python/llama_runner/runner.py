@@ -520,14 +520,19 @@ class LlamaRunner:
             return self._template
 
     def apply_chat_template(
-        self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+        self,
+        messages: abc.Sequence[Mapping[str, Any]],
+        *,
+        template: str | ChatTemplate | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
     ) -> str:
-        """Render OpenAI-style messages with the model's own chat template; see ``core.ChatTemplate.apply``.
+        """Render OpenAI-style messages with the model's own chat template, or another; see ``ChatTemplate.apply``.
 
         The text holds special tokens: give it to ``generate`` as ``chat_tokens(messages)``, not as a string.
         """
-        template = self._chat_template()
-        return template.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        chosen = self._chat_template(template)
+        return chosen.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def chat_tokens(
         self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
