@@ -72,7 +72,7 @@ def test_most_of_a_long_conversation_is_kept(smollm2: Path) -> None:
     first = renderer.tokens(renderer.render(conversation(texts), Options()).prompt)
     text = renderer.render(conversation([*texts, "one more"]), Options()).prompt
     kept, at = renderer._reusable(text.encode())
-    assert kept > len(first) - 12 and at > len(text) - 120
+    assert kept > len(first) - 40 and at > len(text) - 240
     assert np.array_equal(
         renderer.tokens(text), model.vocab.tokenize(text, add_special=True, parse_special=True)
     )

@@ -202,7 +202,8 @@ class Conversation:
         """
         with self._taken():
             head, tokens = self._synced(messages)
-            computed = 0 if len(tokens) == 0 else self._wait(self._feed(tokens))
+            # the last one the reply has to compute itself
+            computed = 0 if len(tokens) < 2 else self._wait(self._feed(tokens[:-1]))
             return self._set(head, tokens, "sync", computed=computed)
 
     def _synced(self, messages: Iterable[Mapping[str, Any]]) -> tuple[Node | None, Tokens]:
@@ -223,15 +224,15 @@ class Conversation:
         return head, tokens
 
     def _feed(self, tokens: Tokens, **options: Any) -> Request:
-        """Read tokens into the cache, but for the last, which the reply has to compute itself."""
+        """Read tokens into the cache."""
         options = {"owner": self.owner, "priority": self.priority, "adapters": self.adapters, **options}
-        return self.engine.feed(tokens[: max(1, len(tokens) - 1)], **options)
+        return self.engine.feed(tokens, **options)
 
     def _wait(self, request: Request) -> int:
         with Stream(self.engine, request) as stream:
             for _ in stream:
                 pass
-        return request.usage().computed_tokens
+        return int(request.job.progress["n_computed"])
 
     def rollback(self, to: str | Message | None) -> Receipt:
         """Go back to where ``to`` was the last message; None for before the first. What came after it is a branch."""
@@ -390,12 +391,12 @@ class Conversation:
             before = self._dicts()
             if messages is not None:
                 dicts = check_messages([*before, *messages])
-                tokens = self._tokens_of(dicts)
+                tokens = self._tokens_of(dicts)[:-1]  # the reply computes the last one itself
             else:
                 tokens = self._due(before)
             if len(tokens) > self._most():
                 raise self._too_long(len(tokens))
-        if len(tokens) < 2:
+        if len(tokens) == 0:
             return Warmup(self, None, 0)
         chosen = self.priority - 1 if priority is None else priority
         return Warmup(self, self._feed(tokens, priority=chosen), len(tokens))
@@ -494,7 +495,7 @@ class Warmup:
             with Stream(self._engine, self._request) as stream:
                 for _ in stream:
                     pass
-        return self._request.usage().computed_tokens
+        return int(self._request.job.progress["n_computed"])
 
     def cancel(self) -> None:
         """End it; what was read stays in the cache."""

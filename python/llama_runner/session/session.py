@@ -257,7 +257,7 @@ class Session(Conversation):
             new = ()
         elif isinstance(content, str):
             new = [{"role": role, "content": content}]
-        elif isinstance(content, Mapping):
+        elif isinstance(content, Mapping) or not hasattr(content, "__iter__"):
             new = [content]
         else:
             new = content
