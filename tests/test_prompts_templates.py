@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -511,3 +512,36 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
         prompts.TemplateLibrary(str(tmp_path))
     with pytest.raises(errors.ArgumentTypeError):
         prompts.library(3)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------- docs/prompts.md
+
+DOCS = (Path(__file__).parent.parent / "docs" / "prompts.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.real_model
+def test_the_examples_of_the_docs_run(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for i, block in enumerate(blocks):
+        exec(compile(block, f"docs/prompts.md, block {i}", "exec"), names)
+    said = capsys.readouterr().out
+    names["model"].close()
+    assert said.startswith(
+        "['system', 'user']\nTranslate into English. Answer with the translation alone.\n\nUse these words:\n"
+    )
+    assert "Guten Tag, {{ language }}!\n" in said
+    assert "of 600 tokens" in said and "dropped history: 'Question 0:" in said
+    assert "chatml 1.0\n- the vocabulary has" in said
+    assert said.endswith("<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n\n")
+
+
+def test_the_docs_name_every_prompt_and_format() -> None:
+    for name in prompts.names():
+        assert f"| `{name}` |" in DOCS
+    listed = DOCS.rpartition("Formats: ")[2].partition(";")[0]
+    assert [name.strip() for name in listed.split(",")] == prompts.format_names()

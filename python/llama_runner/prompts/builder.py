@@ -132,9 +132,10 @@ class ContextBuilder:
 
     def forget(self, text: str) -> Self:
         """Takes a memory out, pinned or not. Raises InvalidArgumentError where there is none such."""
-        if not isinstance(text, str) or text.strip() not in self._memories:
+        text = _text("memory", text).strip()
+        if text not in self._memories:
             raise InvalidArgumentError(f"there is no memory {text!r}")
-        del self._memories[text.strip()]
+        del self._memories[text]
         return self
 
     def tool_result(self, text: str, *, name: str = "", call_id: str | None = None) -> Self:
