@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_runner import errors, prompts
+from llama_runner import LlamaRunner, errors, prompts
 from llama_runner.core import ChatTemplate, Model, json_schema_to_grammar
 from llama_runner.params import GenerationParams
 from llama_runner.prompts._substitution import inserts, parse, render
@@ -93,22 +93,52 @@ def test_each_is_terse(name: str, smollm2_vocab: Model) -> None:
     t = prompts.load(name)
     (text, *_) = (m["content"] for m in t.render(**samples(t)))
     n = len(smollm2_vocab.vocab.tokenize(text, add_special=False))
-    assert 60 < n < 400, f"{n} tokens: a small model has a context of 2048"
+    assert 60 < n < 350, f"{n} tokens: a small model has a context of 2048"
 
 
 @pytest.mark.parametrize("name", [n for n in BUILT_IN if prompts.load(n).schema])
-def test_the_answer_that_a_prompt_shows_fits_its_schema(name: str) -> None:
+def test_the_schema_of_an_answer(name: str) -> None:
     t = prompts.load(name)
-    values = samples(t) | {k: ["name: it does"] for k in ("agents",) if k in t.variables}
-    if name == "router":
-        values["routes"] = ["its name: for all"]
-    schema = t.json_schema(**values)
-    assert json_schema_to_grammar(schema)
-    shown = t.render(**values)[0]["content"].rpartition("JSON only:")[2].strip()
-    shown = shown.replace('"accept" or "revise"', '"accept"')
-    jsonschema.validate(json.loads(shown), schema)  # type: ignore[arg-type]
+    schema = t.json_schema(**samples(t))
+    assert schema is not None and json_schema_to_grammar(schema)
+    for key in schema["properties"]:
+        assert f'"{key}"' in t.system, "a model that no grammar binds must know the keys"
+    for message in t.messages:
+        if message.role == "assistant":
+            jsonschema.validate(json.loads(message.content), schema)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"none": "of it"}, schema)  # type: ignore[arg-type]
+        jsonschema.validate({"none": "of it"}, schema)
+
+
+def test_which_prompts_have_an_example() -> None:
+    """Without one, small models answer with the words of the description."""
+    having = [n for n in BUILT_IN if any(m.role == "assistant" for m in prompts.load(n).messages)]
+    assert having == ["critic", "memory_keeper", "planner"]
+
+
+@pytest.mark.real_model
+def test_a_small_model_follows(smollm2: Path) -> None:
+    values: dict[str, dict[str, Any]] = {
+        "router": {
+            "message": "I want my money back for the broken lamp.",
+            "routes": ["billing: refunds and invoices", "sales: new orders"],
+        },
+        "memory_keeper": {"exchange": "user: I am Ada. I moved to Lyon.\nassistant: Nice!"},
+    }
+    with LlamaRunner(smollm2, n_ctx=1024) as runner:
+        template = ChatTemplate(runner.model)
+        answers = {}
+        for name, given in values.items():
+            t = prompts.load(name)
+            schema = t.json_schema(**given)
+            params = t.params(temperature=0, grammar=json_schema_to_grammar(schema))  # type: ignore[arg-type]
+            done = runner.generate(template.apply(t.render(**given)), params=params)
+            assert done.finish_reason == "eos"
+            answers[name] = json.loads(done.text)
+            jsonschema.validate(answers[name], schema)  # type: ignore[arg-type]
+    assert answers["router"] == {"route": "billing"}
+    facts = " ".join(item["fact"] for item in answers["memory_keeper"]["remember"])
+    assert "Ada" in facts and "Tom" not in facts, "it is the example that it repeats"
 
 
 def test_what_is_given_changes_what_is_said() -> None:
@@ -532,7 +562,7 @@ def test_the_examples_of_the_docs_run(
     said = capsys.readouterr().out
     names["model"].close()
     assert said.startswith(
-        "['system', 'user']\nTranslate into English. Answer with the translation alone.\n\nUse these words:\n"
+        "['system', 'user', 'assistant', 'user']\nTranslate into English. Answer with the translation alone.\n\nUse these words:\n"
     )
     assert "Guten Tag, {{ language }}!\n" in said
     assert "of 600 tokens" in said and "dropped history: 'Question 0:" in said
