@@ -575,6 +575,23 @@ def test_histories_that_are_none(messages: Any, says: str) -> None:
     assert builder.build().messages == [user("before")]
 
 
+@pytest.mark.parametrize("text", ["a\ud800b", "a\0b"])
+def test_text_that_no_model_reads(text: str) -> None:
+    builder = ContextBuilder(chat_template(), 100).history([user(text)])
+    with pytest.raises(errors.InvalidArgumentError, match=r"surrogate|NUL"):
+        builder.build()
+    assert builder.history([user("a")]).build().messages == [user("a")]
+
+
+def test_a_result_that_is_hardly_longer_than_the_marker_stays() -> None:
+    builder = (
+        ContextBuilder(chat_template(), 200).limit("tool_results", minimum=1, maximum=8).history([user("x")])
+    )
+    built = builder.tool_result("12 degrees, no wind, no rain").build()
+    assert "12 degrees, no wind, no rain" in built.prompt and not built.report.cut
+    assert "left out" in builder.clear().tool_result("degrees " * 100).build().prompt
+
+
 def test_what_a_template_refuses_is_said() -> None:
     builder = ContextBuilder(chat_template("google-gemma-2-2b-it"), 500).history([user("a"), user("b")])
     with pytest.raises(errors.InvalidArgumentError, match="must alternate"):

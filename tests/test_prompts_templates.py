@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -354,6 +356,20 @@ def test_names_of_values() -> None:
         prompts.load("critic").render()
 
 
+def test_any_name_may_be_a_variables() -> None:
+    for name in ("self", "values", "cls", "name"):
+        t = template(
+            MINIMAL.replace("{{ x }}", f"{{{{ {name} }}}}").replace("variables.x", f"variables.{name}")
+        )
+        assert text_of(t, **{name: "v"}) == "v"
+
+
+def test_templates_cross_processes() -> None:
+    for name in BUILT_IN:
+        t = prompts.load(name)
+        assert pickle.loads(pickle.dumps(t)) == copy.deepcopy(t) == t
+
+
 def test_a_default_is_not_shared() -> None:
     t = of("list[str]", "{{ x }}", 'default = ["a"]')
     t.check({})["x"].append("b")
@@ -562,8 +578,9 @@ def test_the_examples_of_the_docs_run(
     said = capsys.readouterr().out
     names["model"].close()
     assert said.startswith(
-        "['system', 'user', 'assistant', 'user']\nTranslate into English. Answer with the translation alone.\n\nUse these words:\n"
+        "['system', 'user', 'assistant', 'user']\nTranslate into English. Answer with the translation"
     )
+    assert "\n\nUse these words:\n- Guten Tag: Good day\n" in said
     assert "Guten Tag, {{ language }}!\n" in said
     assert "of 600 tokens" in said and "dropped history: 'Question 0:" in said
     assert "chatml 1.0\n- the vocabulary has" in said

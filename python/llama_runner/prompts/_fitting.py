@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from types import MappingProxyType
 from typing import Literal
 
 from llama_runner.errors import InvalidArgumentError
@@ -342,8 +341,8 @@ class _Fitting:
         report = ContextReport(
             budget=self.budget,
             total=self.total,
-            parts=MappingProxyType(parts),
-            included=MappingProxyType(self.included()),
+            parts=parts,
+            included=self.included(),
             cut=tuple(self.cuts()),
             trimmed=self.plan.dropped != self.old.dropped or self.plan.shortened != self.old.shortened,
             notes=tuple(notes),

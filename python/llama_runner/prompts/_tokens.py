@@ -67,7 +67,10 @@ class TokenCounter:
         return self._overhead
 
     def shorten(self, text: str, limit: int) -> str:
-        """``text``, or its beginning and end around a marker in at most ``limit`` tokens (or the marker alone)."""
+        """``text``, or its beginning and end around a marker in at most ``limit`` tokens.
+
+        The marker alone takes some, so a lower limit gives that, or the text where it is no longer than the marker.
+        """
         if self.text(text) <= limit:
             return text
         key = (_key(text), limit)
@@ -83,7 +86,8 @@ class TokenCounter:
                     low = kept
                 else:
                     high = kept
-            self._short[key] = _middle_out(text, low)
+            short = _middle_out(text, low)
+            self._short[key] = short if self.text(short) < self.text(text) else text
         return self._short[key]
 
     def _fits(self, text: str, limit: int) -> bool:

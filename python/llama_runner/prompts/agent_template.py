@@ -12,7 +12,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NoReturn
 
 from llama_runner.errors import (
@@ -94,7 +93,7 @@ class AgentTemplate:
             raise PromptFileError(f"{path}: it is no TOML: {error}", path) from None
         return _Reader(path, table).read(name)
 
-    def render(self, **values: Any) -> list[dict[str, str]]:
+    def render(self, /, **values: Any) -> list[dict[str, str]]:
         """The messages in OpenAI's form: the system text, and what follows it.
 
         Raises UnknownParameterError for a value that no variable takes, InvalidArgumentError and ArgumentTypeError for
@@ -108,7 +107,7 @@ class AgentTemplate:
         ]
         return [message for message in texts if message["role"] != "system" or message["content"]]
 
-    def json_schema(self, **values: Any) -> dict[str, Any] | None:
+    def json_schema(self, /, **values: Any) -> dict[str, Any] | None:
         """The schema of the answer for the same values as :meth:`render` takes; None where it is free text."""
         if self.schema is None:
             return None
@@ -188,8 +187,8 @@ class _Reader:
             version=self.text("version"),
             system=self.text("system"),
             messages=self.messages(),
-            variables=MappingProxyType(self.variables()),
-            generation=MappingProxyType(self.generation()),
+            variables=self.variables(),
+            generation=self.generation(),
             schema=self.schema(),
             path=self.path,
         )

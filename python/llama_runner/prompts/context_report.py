@@ -56,7 +56,7 @@ class ContextReport:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class BuiltContext:
     """A conversation that fits."""
 
