@@ -486,7 +486,7 @@ CONVERSATIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     plan=CONVERSATIONS,
     budget=st.integers(60, 1500),

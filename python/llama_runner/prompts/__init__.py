@@ -1,4 +1,9 @@
-"""Prompts: templates of agents."""
+"""Prompts: agents' templates, a builder of contexts that fit, and the chat format of models without a template.
+
+``load``, ``library``, ``AgentTemplate``: prompts as TOML files with typed variables, several of them built in.
+``ContextBuilder``: system text, memories, tool results and history within a number of tokens, on a prefix that stays.
+``detect_format``: which chat format a vocabulary speaks for, and a Jinja template of it.
+"""
 
 from __future__ import annotations
 
