@@ -41,6 +41,8 @@ __all__ = [
     "NoSlotError",
     "OutOfMemoryError",
     "PoolTimeoutError",
+    "PromptFileError",
+    "PromptNotFoundError",
     "ResponseParseError",
     "RowSamplingError",
     "SamplingError",
@@ -317,6 +319,22 @@ class UnknownParameterError(UsageError, TypeError):
 
 class IndexOutOfRangeError(UsageError, IndexError):
     """A token, row, position or sequence id outside its range."""
+
+
+class PromptFileError(UsageError, ValueError):
+    """A file of an agent's prompt is wrong.
+
+    ``path`` is the file; ``key`` is the entry of it, and empty where the whole is no TOML.
+    """
+
+    def __init__(self, message: str, path: str = "", key: str = ""):
+        super().__init__(message)
+        self.path = path
+        self.key = key
+
+
+class PromptNotFoundError(UsageError, FileNotFoundError):
+    """No prompt, or no folder of prompts, where one was named; the message names the nearest one."""
 
 
 class ClosedError(UsageError, ValueError):
