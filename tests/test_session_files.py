@@ -16,7 +16,7 @@ import pytest
 from fixtures_models import TinyModelFactory
 from llama_runner import LlamaRunner, Session
 from llama_runner.core import LoraAdapter
-from llama_runner.errors import ContextOverflowError, InvalidArgumentError, StateError, StorageError
+from llama_runner.errors import ArgumentTypeError, ContextOverflowError, StateError, StorageError
 from llama_runner.session.store import MAGIC, PREFIX, read_file
 from session_use import add, with_tools
 from tiny_adapters import random_pairs, write_lora
@@ -62,6 +62,7 @@ def test_another_process_goes_on_with_the_same_tokens(smollm2: Path, tmp_path: P
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -79,8 +80,9 @@ def test_every_memory_kind(tiny_model: TinyModelFactory, tmp_path: Path, kind: s
         unbroken = [session.send(t, max_tokens=6, ignore_eos=True).tokens.tolist() for t in ("three", "four")]
     with tiny(tiny_model(kind)) as runner:
         again = runner.load_session(path)
+        # all that was computed is the row that was compared: the rest was restored
+        assert runner.counters.loop["rows"] == 1 and runner.counters.cache.hits == 1
         reply = again.send("three", max_tokens=6, ignore_eos=True)
-        assert reply.usage.cached_tokens > 20
         assert [
             reply.tokens.tolist(),
             again.send("four", max_tokens=6, ignore_eos=True).tokens.tolist(),
@@ -228,16 +230,18 @@ def test_another_model_takes_the_messages_alone(tiny_model: TinyModelFactory, tm
         taken = other.load_session(path, kv=False)
         assert taken.to_messages() == session.to_messages() and taken.n_tokens == 0
         assert taken.send("three", max_tokens=2, ignore_eos=True).usage.cached_tokens == 0
-    with tiny(tiny_model("llama"), n_ctx=256, type_k="q8_0", flash_attn=True) as other:
-        with pytest.raises(StateError, match="type_k|kind of context"):
-            other.load_session(path)
+    with (
+        tiny(tiny_model("llama"), n_ctx=256, type_k="q8_0", flash_attn=True) as other,
+        pytest.raises(StateError, match="kind of context"),
+    ):
+        other.load_session(path)
 
 
 def test_no_room_is_an_error(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with tiny(tiny_model("llama"), n_ctx=1024) as runner:
         session = runner.session(template=PLAIN)
-        session.send("word " * 150, max_tokens=2, ignore_eos=True)
+        session.send("word " * 300, max_tokens=2, ignore_eos=True)
         assert session.n_tokens > 256
         session.save(path)
         with pytest.raises(StorageError):
@@ -246,7 +250,7 @@ def test_no_room_is_an_error(tiny_model: TinyModelFactory, tmp_path: Path) -> No
     with tiny(tiny_model("llama"), n_ctx=256) as small:
         with pytest.raises((StateError, ContextOverflowError)):
             small.load_session(path)
-        with pytest.raises(InvalidArgumentError):
+        with pytest.raises(ArgumentTypeError, match="kv"):
             small.load_session(path, kv="no")  # type: ignore[arg-type]
 
 
