@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_choice, check_float, check_int
+from llama_runner._check import check_choice, check_float, check_int, check_name
 from llama_runner.chat.messages import check_messages
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate
@@ -19,6 +20,7 @@ from llama_runner.engine import Adapters, Engine, Request, Stream
 from llama_runner.engine.prefix import common_length
 from llama_runner.errors import (
     ArgumentTypeError,
+    ClosedError,
     ContextBusyError,
     ContextOverflowError,
     InvalidArgumentError,
@@ -30,12 +32,18 @@ from llama_runner.session.collect import KEPT, fewest_dropped
 from llama_runner.session.message import Branch, Message, Node, branch_tree, is_above, path_to
 from llama_runner.session.rendering import Options, Renderer
 
-__all__ = ["Conversation", "OnFull", "Warmup"]
+__all__ = ["Conversation", "Hold", "OnFull", "Warmup"]
 
 Tokens = npt.NDArray[np.int32]
 Dicts = Sequence[Mapping[str, Any]]
 OnFull = Literal["stop", "error", "drop"]
 NONE: Tokens = np.empty(0, dtype=np.int32)
+
+
+class Hold:
+    """Whose turn it is. It ends with its last reference, if not before: no interrupt leaves a session busy for ever."""
+
+    __slots__ = ("__weakref__",)
 
 
 class Conversation:
@@ -61,6 +69,8 @@ class Conversation:
         self.memory_limit = (
             None if memory_limit is None else check_int("memory_limit", memory_limit, 1, n_ctx)
         )
+        if owner is not None:
+            check_name("owner", owner)
         self.owner = owner
         self.priority = check_int("priority", priority, -(2**31) + 1, 2**31 - 1)
         self.adapters = adapters
@@ -70,7 +80,8 @@ class Conversation:
         self._tips: list[Node | None] = []  # where branches end that were left
         self._pinned: set[str] = set()
         self._log: Tokens = NONE  # its tokens as of the last turn
-        self._turn = threading.Lock()
+        self._guard = threading.Lock()
+        self._holder: weakref.ref[Hold] | None = None  # whose turn it is
         self.used_at = time.monotonic()
 
     # --- what it says
@@ -134,22 +145,37 @@ class Conversation:
 
     # --- one at a time
 
-    def _take(self) -> None:
-        if not self._turn.acquire(blocking=False):
-            raise ContextBusyError(
-                "a reply of this session is under way, and it takes one turn at a time: fork() it"
-            )
+    def _take(self) -> Hold:
+        """Have the conversation to oneself, until ``_release`` or the end of the hold."""
+        if self.engine.closed:
+            raise ClosedError("the runner of this session is closed; its messages are still there to read")
+        hold = Hold()
+        with self._guard:
+            if self.busy:
+                raise ContextBusyError(
+                    "a reply of this session is under way, or another thread uses it, and it takes one turn at a time: "
+                    "fork() it"
+                )
+            self._holder = weakref.ref(hold)
+        return hold
 
-    def _release(self) -> None:
-        self._turn.release()
+    def _release(self, hold: Hold) -> None:
+        """End a hold; ending it twice is no error. Waits for nothing: what is collected ends its hold, too."""
+        if self._holder is not None and self._holder() is hold:
+            self._holder = None
 
     @contextlib.contextmanager
     def _taken(self) -> Iterator[None]:
-        self._take()
+        hold = self._take()
         try:
             yield
         finally:
-            self._release()
+            self._release(hold)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is under way, or a thread in a method: anything but reading gets ContextBusyError now."""
+        return self._holder is not None and self._holder() is not None
 
     # --- tokens
 

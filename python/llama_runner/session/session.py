@@ -23,12 +23,12 @@ from llama_runner.engine.sampling import sampler_chain
 from llama_runner.errors import InvalidArgumentError, ModelCapabilityError, StateError
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Plan, Receipt
-from llama_runner.session.conversation import Conversation, OnFull, Warmup
+from llama_runner.session.conversation import Conversation, Hold, OnFull, Warmup
 from llama_runner.session.message import Branch, Message, Node
-from llama_runner.session.rendering import Options
+from llama_runner.session.rendering import Options, checked_variables
 from llama_runner.session.reply import Reply
 from llama_runner.session.steps import Limits, Run, Step, arun_steps, run_steps
-from llama_runner.session.store import describe_tree, read_file, save_file, verify
+from llama_runner.session.store import describe_tree, making_sense, read_file, save_file, verify
 from llama_runner.session.turn import AsyncReplyStream, ReplyStream, Turn
 
 __all__ = ["Session"]
@@ -90,7 +90,7 @@ class Session(Conversation):
         options = Options(
             tools=tuple(self.tools.to_list()),
             enable_thinking=enable_thinking,
-            template_kwargs=dict(template_kwargs or {}),
+            template_kwargs={} if template_kwargs is None else template_kwargs,
             reasoning_format=reasoning_format,
         )
         super().__init__(
@@ -239,14 +239,14 @@ class Session(Conversation):
             tool_choice="none" if bound and len(offered) else choice.mode if len(offered) else "auto",
             parallel_tool_calls=parallel_tool_calls,
             enable_thinking=thinks,
-            template_kwargs={**self.options.template_kwargs, **(template_kwargs or {})},
+            template_kwargs={**self.options.template_kwargs, **checked_variables(template_kwargs or {})},
         )
-        self._take()
+        hold = self._take()
         try:
             added = self._new_messages(content, role)
-            return self._turn_of(added, options, settings, bound is not None, logits_processor)
+            return self._turn_of(hold, added, options, settings, bound is not None, logits_processor)
         except BaseException:
-            self._release()
+            self._release(hold)
             raise
 
     def _new_messages(self, content: Content, role: str) -> list[dict[str, Any]]:
@@ -275,6 +275,7 @@ class Session(Conversation):
 
     def _turn_of(
         self,
+        hold: Hold,
         added: list[dict[str, Any]],
         options: Options,
         settings: GenerationParams,
@@ -296,6 +297,7 @@ class Session(Conversation):
         settings = settings.replace(seed=seed, stop=(*settings.stop, *prompt.additional_stops))
         turn = Turn(
             session=self,
+            hold=hold,
             kept=kept,
             added=added,
             options=options,
@@ -362,7 +364,7 @@ class Session(Conversation):
         self._log = np.concatenate([turn.tokens, np.asarray(turn.read, dtype=np.int32)])
         self._draws += 1
         self.used_at = time.monotonic()
-        self._release()
+        self._release(turn.hold)
         return message
 
     def _make_room(self, turn: Turn) -> bool:
@@ -453,23 +455,26 @@ class Session(Conversation):
         kv: bool = True,
     ) -> Session:
         """A session from its file; see ``LlamaRunner.load_session``."""
+        check_bool("kv", kv)
+        key = engine.prefix_key(adapters)
+        chosen = None if tools is None else as_tool_set(tools)
         saved = read_file(path)
         header = saved.header
-        if repr(engine.prefix_key(adapters)) != header["adapters"]:
+        if repr(key) != header["adapters"]:
             raise StateError("the session was saved with other adapters: pass those as adapters=")
-        if template is None or template.source != header["template"]:
-            template = ChatTemplate(engine.context.model, header["template"])
-        chosen = ToolSet(header["tools"]) if tools is None else as_tool_set(tools)
-        made = cls(
-            engine,
-            template,
-            tools=chosen,
-            params=GenerationParams.from_dict(header["params"]),
-            seed=header["seed"],
-            adapters=adapters,
-            **header["options"],
-        )
-        if check_bool("kv", kv):
+        with making_sense():
+            if template is None or template.source != header["template"]:
+                template = ChatTemplate(engine.context.model, header["template"])
+            made = cls(
+                engine,
+                template,
+                tools=ToolSet(header["tools"]) if chosen is None else chosen,
+                params=GenerationParams.from_dict(header["params"]),
+                seed=header["seed"],
+                adapters=adapters,
+                **header["options"],
+            )
+        if kv:
             verify(saved, engine, adapters=adapters)
             made._log = saved.tokens
         nodes = saved.nodes()

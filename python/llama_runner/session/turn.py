@@ -24,6 +24,7 @@ from llama_runner.session.rendering import Options
 from llama_runner.session.reply import Reply, ReplyChunk
 
 if TYPE_CHECKING:
+    from llama_runner.session.conversation import Hold
     from llama_runner.session.session import Session
 
 __all__ = ["AsyncReplyStream", "ReplyStream", "Turn"]
@@ -37,6 +38,7 @@ class Turn:
     """A turn that is prepared: nothing of the session has changed yet, and it is nobody else's turn."""
 
     session: Session
+    hold: Hold
     kept: Sequence[Message]  # of the session's messages
     added: Sequence[Mapping[str, Any]]
     options: Options
@@ -241,7 +243,7 @@ class Turn:
         """It came to nothing: the session is as it was, and free for another."""
         if not self.over:
             self.over = True
-            self.session._release()
+            self.session._release(self.hold)
 
 
 class ReplyStream(Iterator[ReplyChunk]):
