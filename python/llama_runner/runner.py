@@ -508,6 +508,17 @@ class LlamaRunner:
         self._sessions.add(made)
         return made
 
+    async def aload_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tools: Tools | None = None,
+        adapters: Adapters | None = None,
+        kv: bool = True,
+    ) -> Session:
+        """``load_session`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.load_session(path, tools=tools, adapters=adapters, kv=kv))
+
     def _chat_template(self, template: str | ChatTemplate | None = None) -> ChatTemplate:
         self._check_open()
         if isinstance(template, ChatTemplate):
