@@ -126,6 +126,10 @@ common_chat_templates_inputs parse_request(const common_json & request) {
     if (request.contains("continue_final_message")) {
         inputs.continue_final_message = common_chat_continuation_parse(request.at("continue_final_message"));
     }
+    // common leaves the variable undefined instead, and some templates take that for true
+    if (!inputs.add_generation_prompt) {
+        inputs.chat_template_kwargs.emplace("add_generation_prompt", "false");
+    }
     return inputs;
 }
 
