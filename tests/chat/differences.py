@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections
 import datetime
-import functools
 import itertools
 import sys
 import tomllib
@@ -43,7 +42,6 @@ SEPARATOR = " + "
 Differences = dict[str, dict[str, list[str]]]
 
 
-@functools.cache
 def load_model(path: str | Path) -> Model:
     """A vocabulary that leaves the begin token in the prompt, where jinja2 has it too."""
     return Model(path, vocab_only=True, kv_overrides={"tokenizer.ggml.add_bos_token": False})
