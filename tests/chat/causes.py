@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import json
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
 from chat.conversations import Conversation, Message
@@ -281,9 +282,12 @@ class Plain(str):
         return f"'{self}'"
 
 
-class Rounded(float):
+class WrittenOut(float):
+    """A number that prints all its digits."""
+
     def __repr__(self) -> str:
-        return f"{float(self):.6f}".rstrip("0").ljust(3, "0")
+        text = f"{Decimal(float.__repr__(self)):f}"
+        return text if "." in text else f"{text}.0"
 
     __str__ = __repr__
 
@@ -301,6 +305,7 @@ def texts_quoted_unescaped(request: Request, now: datetime.datetime) -> None:
 
 
 @cause
-def numbers_rounded(request: Request, now: datetime.datetime) -> None:
-    """Jinja: a number that is printed has six decimals; smaller ones are lost (`tojson` keeps them)."""
-    request.messages = replaced(request.messages, lambda v: Rounded(v) if isinstance(v, float) else v)
+def numbers_written_out(request: Request, now: datetime.datetime) -> None:
+    """Jinja: a number that is printed has no exponent; Python gives it one from 1e16 on, and below 1e-4."""
+    request.quirks.add("numbers-written-out")
+    request.messages = replaced(request.messages, lambda v: WrittenOut(v) if isinstance(v, float) else v)

@@ -76,8 +76,18 @@ ODD = call(
     "sound_depth",
     {
         "mark": 'a "quay" \\ <b>&\'s</b>\n\ttwo\u2028three \U0001f6a2',
-        "tide": -0.5,
-        "more": {"on": True, "off": None, "list": [], "map": {}, "big": 12345678901234567, "low": 1e-7},
+        "tide": 2.5e-07,
+        "more": {
+            "on": True,
+            "off": None,
+            "list": [],
+            "map": {},
+            "big": 12345678901234567,
+            "whole": 4.0,
+            "lon": 8.98765432101,
+            "price": 1234567.25,
+            "huge": -1e22,
+        },
     },
 )
 DEEP = result("sound_depth", '{"metres": 4.5}')

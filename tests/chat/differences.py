@@ -1,6 +1,6 @@
 """What differs from jinja2, and why: ``PYTHONPATH=tests python -m chat.differences MODEL`` finds it anew.
 
-It writes ``differences.toml``, which the tests hold exactly, and the table in ``docs/chat-templates.md``. MODEL is any
+It writes ``differences.toml``, which the tests hold exactly, and the tables in ``docs/chat-templates.md``. MODEL is any
 model file; its vocabulary is all that is read. Look at what changed in the file before you commit it.
 """
 
@@ -10,9 +10,11 @@ import collections
 import datetime
 import itertools
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
+from chat import goldens
 from chat.causes import CAUSES, Request
 from chat.conversations import CONVERSATIONS, Conversation
 from chat.oracle import Refusal, same_day, special_tokens
@@ -23,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "vendor" / "llama.cpp" / "models" / "templates"
 FILE = Path(__file__).with_name("differences.toml")
 PAGE = ROOT / "docs" / "chat-templates.md"
-BEGIN, END = "<!-- differences: begin -->\n", "<!-- differences: end -->\n"
 HEAD = """# Where our prompt is another than jinja2's, held exactly by tests/test_chat_templates.py and written by
 # tests/chat/differences.py. Under each template: the causes (see tests/chat/causes.py), and for which conversations
 # (see tests/chat/conversations.py) they explain the whole of the difference, none of them left out. `refused: ...` is
@@ -37,6 +38,7 @@ REFUSED = {
     ),
 }
 SEPARATOR = " + "
+WIDTH = 110
 
 # by template, then causes, then conversations
 Differences = dict[str, dict[str, list[str]]]
@@ -147,9 +149,11 @@ def as_toml(differences: Differences) -> str:
     for name, by_causes in differences.items():
         lines.append(f'["{name}"]')
         for causes, keys in sorted(by_causes.items()):
-            line = f'"{causes}" = [{", ".join(f"{chr(34)}{key}{chr(34)}" for key in keys)}]'
-            if len(line) > 110:
-                line = line.replace("= [", "= [\n  ").replace(", ", ",\n  ").replace("]", ",\n]")
+            items = ", ".join(f'"{key}"' for key in keys)
+            line = f'"{causes}" = [{items}]'
+            if len(line) > WIDTH:
+                block = textwrap.fill(items, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+                line = f'"{causes}" = [\n{block},\n]'
             lines.append(line)
         lines.append("")
     return "\n".join(lines)
@@ -181,13 +185,21 @@ def as_table(differences: Differences) -> str:
     return "\n".join(lines)
 
 
-def page_with(table: str) -> str:
+def page_with(differences: Differences) -> str:
+    """The page with its tables as they should be."""
     text = PAGE.read_text("utf-8")
-    return text[: text.index(BEGIN) + len(BEGIN)] + table + text[text.index(END) :]
+    tables = {
+        "differences": as_table(differences),
+        "answers": goldens.as_table("differs", goldens.DIFFERS),
+        "again": goldens.as_table("again", goldens.AGAIN),
+    }
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        text = text[: text.index(begin) + len(begin)] + table + text[text.index(end) :]
+    return text
 
 
 if __name__ == "__main__":
     found = find(load_model(sys.argv[1]), read() if FILE.exists() else {})
     FILE.write_text(as_toml(found), "utf-8")
-    if PAGE.exists():
-        PAGE.write_text(page_with(as_table(found)), "utf-8")
+    PAGE.write_text(page_with(found), "utf-8")

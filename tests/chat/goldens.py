@@ -114,3 +114,16 @@ def read_family(path: Path) -> Family:
 
 
 FAMILIES = [read_family(path) for path in sorted(FOLDER.glob("*.toml"))]
+
+
+def as_table(attribute: str, whys: dict[str, str]) -> str:
+    """For the page: what each cause is, and the families that have it in ``attribute`` of an answer."""
+    lines = ["| what | families |", "| --- | --- |"]
+    for cause, why in whys.items():
+        names = [
+            family.name
+            for family in FAMILIES
+            if any(getattr(answer, attribute) == cause for answer in family.answers)
+        ]
+        lines.append(f"| {why} | {', '.join(names)} |")
+    return "\n".join(lines) + "\n"

@@ -92,6 +92,8 @@ def environment(quirks: frozenset[str]) -> jinja2.sandbox.SandboxedEnvironment:
     made.filters["tojson"] = write_generators if "generators-are-lists" in quirks else to_json
     if "safe-is-plain" in quirks:
         made.filters["safe"] = str
+    if "numbers-written-out" in quirks:  # not by this filter
+        made.filters["string"] = lambda value: float.__repr__(value) if isinstance(value, float) else str(value)
     made.globals["raise_exception"] = refuse
     return made
 
