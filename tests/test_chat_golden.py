@@ -56,7 +56,7 @@ def add(message: ChatMessage, deltas: list[ChatDelta]) -> ChatMessage:
 
 
 def is_beginning(part: ChatMessage, whole: ChatMessage) -> bool:
-    """Whether nothing in ``part`` is taken back or changed in ``whole``; names come whole, and so do ids, later perhaps."""
+    """Whether ``whole`` takes nothing of ``part`` back; names come whole, and so do ids, later perhaps."""
     return (
         whole.content.startswith(part.content)
         and whole.reasoning_content.startswith(part.reasoning_content)
@@ -156,7 +156,7 @@ def test_byte_by_byte(prompts: Prompts, family: Family) -> None:
 
 
 def check_refused_in_pieces(prompt: ChatPrompt, answer: Answer) -> None:
-    """An answer that is refused is refused in pieces too, at the end at the latest, and what came before is text of it."""
+    """It is refused in pieces too, at the end at the latest, and what came before is text of it."""
     parser = prompt.parser()
     data = answer.text.encode()
     message = ChatMessage()

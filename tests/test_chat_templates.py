@@ -89,7 +89,9 @@ def test_no_generation_prompt_where_a_template_takes_it_for_granted(model: Model
     assert with_prompt.startswith(without) and "ssistant" in with_prompt.removeprefix(without)
     prompt = template.render([ASK], add_generation_prompt=False)
     assert prompt.prompt == without
-    asked = template.render([ASK], template_kwargs={"add_generation_prompt": True}, add_generation_prompt=False)
+    asked = template.render(
+        [ASK], template_kwargs={"add_generation_prompt": True}, add_generation_prompt=False
+    )
     assert asked.prompt == with_prompt
 
 
@@ -97,7 +99,10 @@ def test_a_continued_answer_has_one_beginning(model: Model) -> None:
     template = differences.load_template(model, "upstage-Solar-Open-100B")
     prompt = template.render([ASK, assistant("Four")], continue_final_message=True).prompt
     assert prompt.endswith("Four")
-    assert prompt.removeprefix(template.apply([ASK], add_generation_prompt=False)).count("<|begin|>assistant") == 1
+    assert (
+        prompt.removeprefix(template.apply([ASK], add_generation_prompt=False)).count("<|begin|>assistant")
+        == 1
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers
@@ -129,7 +134,7 @@ def test_a_model_without_a_template(tiny_model: TinyModelFactory) -> None:
     assert "sound_depth" in ChatTemplate(bare, source).apply([ASK], tools=TOOLS)
 
 
-# ------------------------------------------------------------------------------------------------------------ the oracle
+# ----------------------------------------------------------------------------------------------------- the oracle
 
 
 def test_the_oracle_is_transformers_way(model: Model) -> None:
@@ -151,4 +156,4 @@ def test_the_oracle_is_transformers_way(model: Model) -> None:
 
 
 def test_folder_of_the_templates(llama_cpp_dir: Path) -> None:
-    assert differences.TEMPLATES == llama_cpp_dir / "models" / "templates"
+    assert llama_cpp_dir / "models" / "templates" == differences.TEMPLATES

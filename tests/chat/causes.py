@@ -221,18 +221,21 @@ def results_sorted(request: Request, now: datetime.datetime) -> None:
 
 @cause
 def results_in_the_call(request: Request, now: datetime.datetime) -> None:
-    """An older Gemma 4 template: results become `tool_responses` of the assistant's message, in the order of the calls."""
+    """An older Gemma 4 template: results become `tool_responses` of the assistant's message, in the calls' order."""
     messages: list[Message] = []
     waiting = iter(request.messages)
     message = next(waiting, None)
     while message is not None:
         following = next(waiting, None)
         if message.get("tool_calls"):
-            turn = {key: message[key] for key in ("role", "tool_calls", "reasoning_content") if key in message}
-            responses = []
+            kept = ("role", "tool_calls", "reasoning_content")
+            turn: Message = {key: message[key] for key in kept if key in message}
+            responses: list[dict[str, Any]] = []
             while following is not None and following["role"] == "tool":
                 call = message["tool_calls"][len(responses)]
-                responses.append({"name": call["function"]["name"], "response": as_json(following["content"])})
+                responses.append(
+                    {"name": call["function"]["name"], "response": as_json(following["content"])}
+                )
                 following = next(waiting, None)
             if responses:
                 turn["tool_responses"] = responses
@@ -268,11 +271,20 @@ def quirk(name: str, why: str) -> None:
     cause(apply)
 
 
-quirk("lists-can-change", "Jinja: `list.append` works; transformers' sandbox refuses it, and with it these messages.")
-quirk("generators-are-lists", "Jinja: `map` gives a list, which `tojson` writes; in Python it is a generator, and refused.")
+quirk(
+    "lists-can-change",
+    "Jinja: `list.append` works; transformers' sandbox refuses it, and with it these messages.",
+)
+quirk(
+    "generators-are-lists",
+    "Jinja: `map` gives a list, which `tojson` writes; in Python it is a generator, and refused.",
+)
 quirk("undefined-is-nothing", "Jinja: an undefined variable is nothing in a sum of texts; Python raises.")
 quirk("safe-is-plain", "Jinja: `safe` changes nothing; Python escapes what is added to it as HTML.")
-quirk("printed-in-pieces", "Jinja: a printed list is its items in a row, a mapping or none nothing; Python writes them.")
+quirk(
+    "printed-in-pieces",
+    "Jinja: a printed list is its items in a row, a mapping or none nothing; Python writes them.",
+)
 
 
 class Plain(str):

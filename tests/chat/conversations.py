@@ -61,7 +61,9 @@ TIDE = tool(
     unit={"type": "string", "default": "m"},
 )
 TOOLS = [DEPTH, TIDE]
-UNION = [tool("moor", "Moor the ship.", berth={"type": ["integer", "null"]}, why={"description": "Any value."})]
+UNION = [
+    tool("moor", "Moor the ship.", berth={"type": ["integer", "null"]}, why={"description": "Any value."})
+]
 # no description, and a member that OpenAI has and no template asks for
 BARE = [
     {
@@ -169,7 +171,9 @@ CONVERSATIONS: dict[str, Conversation] = {
     "empty": Conversation([{"role": "system", "content": ""}, user(""), assistant(""), user("")]),
     "unicode": Conversation([{"role": "system", "content": UNICODE}, user(UNICODE), assistant(UNICODE), user("?")]),
     "tricky": Conversation([{"role": "system", "content": TRICKY}, user(TRICKY), assistant(TRICKY), user(TRICKY)]),
-    "whitespace": Conversation([{"role": "system", "content": " \n s \n"}, user("\n\n u\t \n"), assistant(" \n a \n\n"), user("  u  ")]),
+    "whitespace": Conversation(
+        [{"role": "system", "content": " \n s \n"}, user("\n\n u\t \n"), assistant(" \n a \n\n"), user("  u  ")]
+    ),
     "whitespace-reasoning": Conversation(
         [ASK, assistant("\n a \n", reasoning_content="\n r \n", tool_calls=[ONE]), result("sound_depth", " 4 \n")],
         TOOLS,

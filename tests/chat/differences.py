@@ -152,7 +152,9 @@ def as_toml(differences: Differences) -> str:
             items = ", ".join(f'"{key}"' for key in keys)
             line = f'"{causes}" = [{items}]'
             if len(line) > WIDTH:
-                block = textwrap.fill(items, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+                block = textwrap.fill(
+                    items, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+                )
                 line = f'"{causes}" = [\n{block},\n]'
             lines.append(line)
         lines.append("")

@@ -1,10 +1,10 @@
 """What models of each family answer, and what it means: the files in ``golden/``.
 
-Each file is a family: templates whose models write alike. An answer has the text that the model writes, its begin as the
-prompt has left it, and the message that it is. One that llama.cpp reads otherwise says so by ``differs``, a cause of
+Each file is a family: templates whose models write alike. An answer has the text that the model writes, from where the
+prompt has left it on, and the message that it is. One that llama.cpp reads otherwise says so by ``differs``, a cause of
 ``DIFFERS``, and has what is read instead in ``found``, or nothing where the answer is refused; a test holds that too.
-The next prompt holds the calls as the model wrote them (``calls_text``, or all of the text), so that a cached prefix goes
-on; where it does not, ``again`` says why.
+The next prompt holds the calls as the model wrote them (``calls_text``, or all of the text), so that a cached prefix
+goes on; where it does not, ``again`` says why.
 """
 
 from __future__ import annotations
@@ -43,12 +43,13 @@ FLAT_ENTRY = tool("log_entry", "Writes into the log.", text={"type": "string"})
 TOOLS = {"all": [COURSE, LOG, ENTRY], "flat": [COURSE, LOG, FLAT_ENTRY]}
 
 DIFFERS = {
-    "a brace begins a call": "With tools offered, a `{` in a plain answer is taken for the begin of a call, and the answer refused.",
+    "a brace begins a call": "With tools offered, a `{` in a plain answer is taken for a call, and the answer refused.",
     "text with calls is not foreseen": "With tools offered, an answer that is not calls alone is refused.",
     "one call alone is foreseen": "Several calls as the template itself writes them are refused.",
     "the call is taken for text": "A call after text is left in the content.",
-    "an id of the analysis": "The parser wants the id that llama.cpp analysed the template with; calls are refused, and with tools offered the markers of content stay in it.",
-    "reasoning begins in the prompt": "The end of the prompt, `Here are my reasoning steps:`, is part of the reasoning.",
+    "an id of the analysis": "The parser wants the very id that llama.cpp analysed the template with: all calls are "
+    "refused, and with tools offered the markers of content stay in it.",
+    "reasoning begins in the prompt": "The prompt's end, `Here are my reasoning steps:`, is part of the reasoning.",
 }  # fmt: skip
 
 AGAIN = {
@@ -61,7 +62,7 @@ AGAIN = {
     "no line for no arguments": "A call without arguments has one line less.",
     "with an empty id": "The template writes an id, and the model does not.",
     "calls are left out": "The template knows no calls in the history.",
-    "the content is left out": "Beside reasoning, see `reasoning-as-part`: without `reasoning_content` the message is whole.",
+    "the content is left out": "Beside reasoning (see `reasoning-as-part`); without `reasoning_content` it is there.",
 }
 
 

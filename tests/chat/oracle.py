@@ -26,7 +26,7 @@ class Refusal(Exception):
 class GenerationTag(jinja2.ext.Extension):
     """``{% generation %}``: marks what the assistant says, for training. Its body renders as it stands."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 (as jinja2 types it)
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
@@ -93,7 +93,9 @@ def environment(quirks: frozenset[str]) -> jinja2.sandbox.SandboxedEnvironment:
     if "safe-is-plain" in quirks:
         made.filters["safe"] = str
     if "numbers-written-out" in quirks:  # not by this filter
-        made.filters["string"] = lambda value: float.__repr__(value) if isinstance(value, float) else str(value)
+        made.filters["string"] = lambda value: (
+            float.__repr__(value) if isinstance(value, float) else str(value)
+        )
     made.globals["raise_exception"] = refuse
     return made
 
