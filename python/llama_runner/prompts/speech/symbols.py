@@ -1,0 +1,88 @@
+"""Signs of mathematics and of typing, in English words."""
+
+from __future__ import annotations
+
+import re
+
+from .numbers import AMERICAN as _SMALL
+from .tape import HELD, Tape
+
+__all__ = ["apply"]
+
+_SIGNS = {
+    "=": "equals", "≠": "does not equal", "≈": "is approximately", "≅": "is congruent to", "≡": "is equivalent to", "<": "is less than",
+    ">": "is greater than", "≤": "is less than or equal to", "≥": "is greater than or equal to", "×": "times", "÷": "divided by",
+    "±": "plus or minus", "∓": "minus or plus", "√": "the square root of", "∛": "the cube root of", "∞": "infinity", "∑": "the sum of",
+    "∏": "the product of", "∫": "the integral of", "∂": "partial", "∇": "nabla", "∈": "in", "∉": "not in", "⊂": "is a subset of",
+    "⊆": "is a subset of", "∪": "union", "∩": "intersection", "∀": "for all", "∃": "there exists", "∅": "the empty set", "∧": "and", "∨": "or",
+    "¬": "not", "∴": "therefore", "∵": "because", "∝": "is proportional to", "⇒": "implies", "⟹": "implies", "⇔": "if and only if",
+    "→": "to", "⟶": "to", "←": "from", "↔": "to and from", "↑": "up", "↓": "down", "↦": "maps to", "⊕": "X or", "·": "times", "⋅": "times", "∗": "times",
+    "°": "degrees", "©": "copyright", "§": "section", "¶": "paragraph", "&": "and", "@": "at", "%": "percent", "+": "plus",
+    "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees", "$": "dollars", "¢": "cents", "∠": "angle", "⊥": "is perpendicular to", "∥": "is parallel to",
+    "ℝ": "the reals", "ℕ": "the naturals", "ℤ": "the integers", "ℂ": "the complex numbers", "ℚ": "the rationals", "−": "minus", "^": "to the power of",
+}  # fmt: skip
+_ASCII = {
+    "<->": "↔", "<=>": "⇔", "==>": "⇒", "-->": "→", "<--": "←", "=>": "⇒", "->": "→", "<-": "←", "!=": "≠", "<=": "≤", ">=": "≥",
+    "===": "=", "==": "=", ":=": "=", "+/-": "±", "+-": "±", "&&": "&", "~=": "≈",
+}  # fmt: skip
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta", "ι": "iota", "κ": "kappa",
+    "λ": "lambda", "μ": "mu", "µ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi",
+    "ψ": "psi", "ω": "omega", "Γ": "gamma", "Δ": "delta", "Θ": "theta", "Λ": "lambda", "Ξ": "xi", "Π": "pi", "Σ": "sigma", "Φ": "phi",
+    "Ψ": "psi", "Ω": "omega",
+}  # fmt: skip
+_RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
+_LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+
+_COMPARED = re.compile(rf"(?:(?<=^)|(?<=[ (]))([<>≤≥≈~]) ?(?=[0-9.{HELD}$€£])")
+_COMPARED_WORDS = {"<": "less than ", ">": "more than ", "≤": "at most ", "≥": "at least ", "≈": "approximately ", "~": "about "}
+_ASCII_USE = re.compile("|".join(re.escape(sign) for sign in sorted(_ASCII, key=len, reverse=True)))
+_POWER = re.compile(rf"(?<=[\w){HELD}])(?:\^\{{?\(?([-−]?[\w.{HELD}]+)\)?\}}?|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+))")
+_SUBSCRIPT = re.compile(r"(?<=[A-Za-z)])([₀₁₂₃₄₅₆₇₈₉]+)")
+_TIMES = re.compile(rf"(?<=[\w){HELD}]) ?\* ?(?=[\w({HELD}])")
+_MINUS = re.compile(rf"(?<=[0-9){HELD}²³] )[-–](?= [0-9A-Za-z({HELD}])|(?<=\b[a-z] )[-–](?= (?:[0-9a-z(]|[{HELD}])(?!\w))|(?<=[0-9{HELD}])-(?=[0-9{HELD}a-z])(?=[^.]*=)")
+_UNARY = re.compile(rf"(?<![\w){HELD}])[-−](?=[a-z{HELD}0-9](?![a-z]))")
+_PLUS = re.compile(rf"(?<=[0-9a-zA-Z{HELD}])\+(?![\w({HELD}+ ])(?!\+)")
+_OVER = re.compile(rf"(?<=[0-9{HELD})]) ?/ ?(?=[0-9{HELD}(])|(?<=\b[a-z])/(?=[a-z]\b)")
+_ABOUT = re.compile(rf"(?<!\w)~ ?(?=[0-9{HELD}])")
+_FACTORIAL = re.compile(rf"(?<=[{HELD}])!(?= ?[=+×*/])")
+_GREEK_USE = re.compile(r"(?<![^\W\d_])[αβγδεζηθικλμµνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ](?![^\W\d_])")
+_GREEK_AFTER = re.compile(r"(?<=[0-9\U000f0002-\U000ffffd])[πθλμσω](?![^\W\d_])")
+_ANY = re.compile(f"[{re.escape(''.join(_SIGNS))}]")
+_SLASH = re.compile(rf"(?<=[\w{HELD}]) ?/ ?(?=[\w{HELD}])")
+
+
+def apply(tape: Tape) -> None:
+    """What is left of signs once numbers have been taken out."""
+    text = tape.text
+    if text.isascii() and not any(char in "<>=+*/-^&@%$~!" for char in text):
+        return
+    tape.rewrite(_COMPARED, lambda sign: tape.hold(_COMPARED_WORDS[sign[1]]) + " ")
+    tape.rewrite(_ABOUT, lambda _: tape.hold("about") + " ")
+    tape.rewrite(_ASCII_USE, lambda sign: _ASCII[sign[0]])
+    if not text.isascii():
+        tape.sub(_SUBSCRIPT, lambda digits: " ".join(digits[1].translate(_LOWERED)))
+        tape.sub(_GREEK_USE, lambda letter: _GREEK[letter[0]])
+        tape.sub(_GREEK_AFTER, lambda letter: _GREEK[letter[0]])
+    tape.sub(_FACTORIAL, lambda _: "factorial")
+    tape.sub(_POWER, lambda power: _power(power[1] or power[2].translate(_RAISED)))
+    tape.sub(_MINUS, lambda _: "minus")
+    tape.sub(_UNARY, lambda _: "minus")
+    tape.sub(_TIMES, lambda _: "times")
+    tape.sub(_OVER, lambda _: "over")
+    tape.sub(_PLUS, lambda _: "plus")
+    tape.sub(_ANY, lambda sign: _SIGNS[sign[0]])
+    tape.sub(_SLASH, lambda _: "slash")
+
+
+def _power(exponent: str) -> str:
+    if exponent == "2":
+        return "squared"
+    if exponent == "3":
+        return "cubed"
+    sign = "minus " if exponent[0] in "-−" else ""
+    digits = exponent.lstrip("-−+")
+    if digits.isdecimal() and digits.isascii() and len(digits) < 4:
+        number = _SMALL.cardinal(int(digits)) if sign else _SMALL.ordinal(int(digits))
+        return f"to the {sign}{number}"
+    return f"to the power of {sign}{digits}"
