@@ -50,6 +50,13 @@ class SplitRules:
         next_char = follows[:1]
         if not next_char:
             return True
+        if next_char in "=+×÷<>≠≤≥*/":  # an operator: 5! = 120
+            if len(follows) < 2 and not complete:
+                return None
+            if follows[1:2] in {" ", "="}:
+                return False
+        if next_char in ",;:)":
+            return False
         if not bare.endswith(".") or bare.endswith(".."):  # ! ? … ...
             return not next_char.islower()
         word = bare[bare.rfind(" ") + 1 :].lstrip(_OPENERS)
@@ -84,6 +91,8 @@ class SplitRules:
     def _goes_on(self, stem: str, lower: str, quoted: bool) -> bool:
         """Whether a full stop before a small letter is not the end."""
         if quoted or "." in stem or len(stem) == 1 or lower in self.closing or lower in self.names:
+            return True
+        if stem in {"Sat", "Sun"}:
             return True
         return stem.isalpha() and not _VOWELS & set(lower) and stem.isascii()
 

@@ -20,7 +20,7 @@ _SPECIAL = {
     "UI/UX": "U I U X", "I/O": "I O", "TCP/IP": "T C P I P", "CI/CD": "C I C D", "GNU/Linux": "GNU Linux", "mRNA": "M R N A", "tRNA": "T R N A",
     "eBPF": "E B P F", "vRAM": "V RAM", "VRAM": "V RAM", "DRAM": "D RAM", "SDRAM": "S D RAM", "SRAM": "S RAM", "EEPROM": "E E PROM", "CDROM": "C D ROM",
     "llama.cpp": "llama C P P", "Node.js": "node J S", "Next.js": "next J S", "Vue.js": "view J S", ".NET": "dot net", "C++": "C plus plus", "C#": "C sharp",
-    "F#": "F sharp", "LLaMA": "llama", "a.m.": "A M", "p.m.": "P M",
+    "F#": "F sharp", "LLaMA": "llama",
 }  # fmt: skip
 _WORDS = frozenset(
     "NASA NATO UNICEF UNESCO OPEC AIDS RAM ROM LASER RADAR SONAR SCUBA SIM PIN NAFTA CAPTCHA COVID SWAT FIFA UEFA BASIC CRUD JSON "
@@ -42,7 +42,7 @@ _SHOUTED = frozenset(
         "WITH YES YET YOU YOUR ALL ANY ALSO BAD BIG BEST BEEN BOTH CALL CODE COME DATA DAY DONE DONT DOWN EACH EASY END EVEN EVER FAST "
         "FIND FREE FULL FUN GIVE GOOD GREAT HAVE HELP HERE HIGH HOLD HOME HOT INTO ITEM KEEP KEY KILL KNOW LAST LATE LEFT LESS LIFE "
         "LIKE LIST LIVE LONG LOOK LOSE LOST LOT LOVE LOW MADE MAIN MAKE MANY MIND MINE MORE MOST MOVE MUCH NAME NEED NEVER NEXT NICE NONE "
-        "NOTE ONLY ONTO OPEN OVER PART PAST PLAN PLAY PUT READ REAL RED RIGHT ROLE ROOT SAFE SAID SALE SAME SAVE SEND SENT SET SHOW SIDE "
+        "NOTE FILE ONLY ONTO OPEN OVER PART PAST PLAN PLAY PUT READ REAL RED RIGHT ROLE ROOT SAFE SAID SALE SAME SAVE SEND SENT SET SHOW SIDE "
         "SIZE SOME SOON STAY STEP STILL STOP SUCH SURE TAKE TALK TASK TELL TEST TEXT THAN THAT THEM THEN THERE THESE THEY THIS THOSE "
         "TIME TIP TIPS TITLE TODAY TRUE TRY TURN TYPE UNTIL UPON USED USER WAIT WALK WANT WARN WELL WENT WERE WHAT WHEN WHERE WHICH WHILE WON "
         "WORD WORK WRITE WRONG YEAR ZERO ABOUT ABOVE AFTER AGAIN ALERT ALONE BEGIN BELOW BREAK BRING CHECK CLEAR CLOSE DEATH ENTER ERROR "
@@ -61,7 +61,7 @@ _SPECIAL_USE = re.compile(
 _JOINED = re.compile(r"(?<![\w/])([A-Z]{1,5})/([A-Z]{1,5})(?![\w/])")
 _HTTP = re.compile(r"(?<!\w)(HTTP)/(?=[0-9])")
 _CAPITALS = re.compile(r"(?<![\w'’])([A-Z]{2,})(s|['’]s|['’]S|es)?(?![\w])")
-_MIXED = re.compile(r"(?<![\w.])(?=[A-Za-z]*[A-Za-z])(?:[A-Za-z]+-?[0-9]+|[0-9]+-?[A-Z]+[a-z]?)(?:-?[A-Za-z]{0,6}[0-9]*)*(?!\w|\.[0-9])")
+_MIXED = re.compile(r"(?<![\w.])(?=[0-9-]*[A-Za-z])(?:[A-Za-z]+-?[0-9]+|[0-9]+-?[A-Z]+[a-z]?)(?:-?[A-Za-z]{0,6}[0-9]*)*(?!\w|\.[0-9])")
 _MIXED_DECIMAL = re.compile(r"(?<![\w.])([A-Z][A-Za-z]{0,8})-?([0-9]{1,3})\.([0-9]{1,3})(?![\w]|\.[0-9])")
 _PIECE = re.compile(r"[A-Za-z]+|[0-9]+")
 _ORDINAL_OR_UNIT = re.compile(r"[0-9]+(?:st|nd|rd|th|s|x|k|m|K|M|B|T)$")
@@ -104,8 +104,8 @@ def _capitals(word: str, ending: str, shouting: bool) -> Part | None:
         return word + ("s" if ending == "s" else plural)
     if word in _SHOUTED or (shouting and len(word) > 2):
         return None if not word.isascii() else word.lower() + ending.lower()
-    if len(word) > 5:
-        return word + ending if _pronounceable(word) or len(word) > 8 else Letters(word, plural)
+    if len(word) > 5 and (len(word) > 8 or _pronounceable(word)):
+        return (word + ending).lower()
     if len(word) > 3 and _pronounceable(word):
         return word + ending
     return Letters(word, plural)

@@ -13,7 +13,6 @@ __all__ = ["apply", "codes"]
 _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 _B = r"(?<![\w.,])"
 _E = r"(?![\w]|[.,][0-9])"
-_DIGITS = {"²": "2", "³": "3", "⁰": "0", "¹": "1", "⁴": "4", "⁵": "5", "⁶": "6", "⁷": "7", "⁸": "8", "⁹": "9", "⁻": "-", "ⁿ": "n"}
 
 _PHONES = (
     re.compile(rf"(?<![\w.,+-])(\+[0-9]{{1,3}}(?:[ .-]?\(?[0-9]{{1,5}}\)?){{2,6}}){_E}"),
@@ -42,21 +41,18 @@ _SECTION = re.compile(r"§+ ?(?=[0-9])")
 _DESIGNATED = re.compile(
     r"(?<!\w)(Boeing|Airbus|Flight|[Rr]oom|Route|Highway|Interstate|Area|Bus|bus|Line|Peugeot|Porsche|BMW|ISO|RFC|IEEE|PEP|DIN|Apollo|Suite|Studio|channel|Channel|Form|form) ([0-9]{3,5})(?!\w|[.,][0-9])"
 )
-_SCIENTIFIC = re.compile(rf"(?<![\w.,])([-−+])?([0-9]+(?:\.[0-9]+)?)[eE]([-−+]?)([0-9]{{1,4}}){_E}")
-_TIMES_TEN = re.compile(
-    rf"(?<![\w.,])([-−])?([0-9]+(?:\.[0-9]+)?) ?[×x·*] ?10(?:\^\(?\{{?([-−]?[0-9]{{1,4}})\}}?\)?|([⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)){_E}"
-)
-_TEN_TO = re.compile(r"(?<![\w.,])([0-9]+)(?:\^\(?\{?([-−]?[0-9]{1,4})\}?\)?(?![\w.])|([⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))")
 _PERCENT_RANGE = re.compile(rf"(?<![\w.,])({_NUMBER})%? ?(?:[-–—]|to) ?({_NUMBER}) ?(?:%|percent\b)")
 _PERCENT = re.compile(rf"(?<![\w.,])(?:([-−–+±~≈<>≤≥])(?=[0-9.]))?({_NUMBER}) ?(%|‰|pp(?!\w)|bps(?!\w))")
-_TIMES = re.compile(rf"(?<![\w.,])({_NUMBER})(?:[-–]({_NUMBER}))?[x×](?![\w]| ?[0-9.])")
+_TIMES = re.compile(rf"(?<![\w.,])({_NUMBER})(?:[-–]({_NUMBER}))?[x×](?![\w]| ?[0-9.]| ?[-+=^)*] ?[0-9a-z({HELD}])")
 _BY = re.compile(rf"(?<![\w.,])({_NUMBER}) ?[x×] ?({_NUMBER})(?: ?[x×] ?({_NUMBER}))?(?![\w])")
+_WORD_BETWEEN = re.compile(r"(?<![\w.,-])([0-9]{1,4})-(for|of|to|by|in|on|and|out-of|over)-([0-9]{1,4})(?![\w-])")
 _LINES = re.compile(r"(?<![\w.,])([0-9]{3,4})([pi])(?!\w)")
 _SCALED = re.compile(rf"(?<![\w.,$€£])(?:([-−–+~≈±])(?=[0-9.]))?({_NUMBER})(?:([-–])({_NUMBER}))?(?:(k|M|m(?=[ ]users)|B|T|bn|mn|tn)\+?(?!\w)|[ -](thousand|million|billion|trillion|hundred|dozen)(?!\w))")
 _ORDINAL = re.compile(r"(?<![\w.])([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:st|nd|rd|th|ST|ND|RD|TH)(?!\w)")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,4}) ([1-9])/([2-9]|10|12|16|32|64)(?![\w/])")
 _VULGAR = re.compile(r"(?<![\w.,])([0-9]*)([½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _FRACTION = re.compile(r"(?<![\w.,/])([0-9]{1,6})[/⁄]([0-9]{1,6})(?![\w/]|\.[0-9])")
+_SLASHED = re.compile(r"(?<![\w.,/])[0-9]{1,6}(?:/[0-9]{1,6}){2,}(?![\w/])")
 _VULGARS = {
     "½": (1, 2), "¼": (1, 4), "¾": (3, 4), "⅓": (1, 3), "⅔": (2, 3), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5),
     "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
@@ -65,7 +61,7 @@ _RANGE = re.compile(rf"(?<![\w.,/$€£-])({_NUMBER})(?:-| ?[–—−] ?)({_NUM
 _LEADING_SIGN = re.compile(rf"(?<![\w.,)\]{HELD}%])([-−+±~≈])({_NUMBER})(?![\w]|[.,][0-9])")
 _LEADING_SIGN_SPACED = re.compile(rf"(?<=[=(<>≤≥±×÷*/,] )([-−])({_NUMBER})(?![\w]|[.,][0-9])")
 _AFTER_NUMBER_SIGN = re.compile(r"#(?=[0-9])")
-_PLAIN = re.compile(r"(?<![0-9.,])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+")
+_PLAIN = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+")
 _INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![\w]|[,][0-9])")
 _SPACED_GROUPS = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:[ _'’][0-9]{3})+(?![\w'’]|[ ][0-9])")
 _PLURAL = re.compile(r"(?<![\w.,])([0-9]+)['’]?s(?!\w)")
@@ -80,6 +76,7 @@ def codes(tape: Tape, say: EnglishNumbers) -> None:
     text = tape.text
     if not any("0" <= char <= "9" for char in text):
         return
+    tape.rewrite(_WORD_BETWEEN, r"\1 \2 \3")
     tape.sub(_GROUPED_CODES, lambda code: _groups(code[1], say))
     for pattern in _PHONES:
         tape.sub(pattern, lambda phone: _phone(phone[1], say))
@@ -135,13 +132,10 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
         if any(char in _VULGARS for char in text):
             tape.sub(_VULGAR, lambda found: _vulgar(found, say))
         return
-    tape.sub(_SCIENTIFIC, lambda found: _power(found[1], found[2], found[3] + found[4], say))
-    tape.sub(_TIMES_TEN, lambda found: _power(found[1], found[2], found[3] or _lowered(found[4]), say))
-    tape.sub(_TEN_TO, lambda found: f"{say.literal(found[1])}{_exponent(found[2] or _lowered(found[3]), say)}")
     if "%" in text or "percent" in text:
         tape.sub(_PERCENT_RANGE, lambda span: f"{say.literal(span[1])} to {say.literal(span[2])} percent")
     tape.sub(_PERCENT, lambda found: _percent(found, say))
-    tape.sub(_BY, lambda sizes: " by ".join(_size(size, sizes[1], say) for size in sizes.groups() if size))
+    tape.sub(_BY, lambda sizes: _sizes(sizes, say))
     tape.sub(_TIMES, lambda found: say.literal(found[1]) + (f" to {say.literal(found[2])}" if found[2] else "") + " times")
     tape.sub(_LINES, lambda lines: f"{say.pairwise(int(lines[1]))} {lines[2].upper()}")
     tape.sub(_SCALED, lambda found: _scaled(found, say))
@@ -149,6 +143,7 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_MIXED, lambda number: say.mixed(int(number[1]), int(number[2]), int(number[3])))
     tape.sub(_VULGAR, lambda found: _vulgar(found, say))
     if "/" in text or "⁄" in text:
+        tape.sub(_SLASHED, lambda chain: " slash ".join(_chained(piece, say) for piece in chain[0].split("/")))
         tape.sub(_FRACTION, lambda found: _fraction(found, say))
     tape.sub(_INDIAN, lambda number: say.cardinal(int(number[0].replace(",", ""))))
     tape.sub(_SPACED_GROUPS, lambda number: say.cardinal(int(re.sub("[^0-9]", "", number[0]))))
@@ -161,39 +156,29 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_PLAIN, lambda number: say.literal(number[0]))
 
 
-def _lowered(superscript: str | None) -> str:
-    return "".join(_DIGITS.get(char, char) for char in superscript or "")
-
-
-def _exponent(power: str, say: EnglishNumbers) -> str:
-    power = power.replace("−", "-").lstrip("+")
-    number = int(power)
-    if number == 2:
-        return " squared"
-    if number == 3:
-        return " cubed"
-    if number < 0:
-        return f" to the minus {say.cardinal(-number)}"
-    return f" to the {say.ordinal(number)}"
-
-
-def _power(sign: str | None, base: str, power: str, say: EnglishNumbers) -> str:
-    number = int(power.replace("−", "-").replace("--", "-"))
-    exponent = f"the minus {say.cardinal(-number)}" if number < 0 else f"the {say.ordinal(number)}"
-    return f"{_SIGN_WORDS[sign or '']}{say.literal(base)} times ten to {exponent}"
-
-
 def _percent(match: re.Match[str], say: EnglishNumbers) -> str:
     unit = {"%": "percent", "‰": "per mille", "pp": "percentage points", "bps": "basis points"}[match[3]]
     return f"{_SIGN_WORDS[match[1] or '']}{say.literal(match[2])} {unit}"
+
+
+def _chained(text: str, say: EnglishNumbers) -> str:
+    return say.year(int(text)) if len(text) == 4 and text[:2] in {"19", "20"} else say.literal(text)
+
+
+def _sizes(match: re.Match[str], say: EnglishNumbers) -> str | None:
+    if " × " in match[0] and not match[3] and len(match[1]) < 3:  # a product
+        return None
+    return " by ".join(_size(size, match[1], say) for size in match.groups() if size)
 
 
 def _size(text: str, first: str, say: EnglishNumbers) -> str:
     return say.pairwise(int(text)) if len(first) >= 3 and text.isdecimal() and text[0] != "0" else say.literal(text)
 
 
-def _scaled(match: re.Match[str], say: EnglishNumbers) -> str:
+def _scaled(match: re.Match[str], say: EnglishNumbers) -> str | None:
     sign, number, dash, last, letter, word = match.groups()
+    if letter == "B" and re.match(" [A-Z][a-z]", match.string[match.end() : match.end() + 3]):  # 221B Baker Street
+        return None
     scale = word or MULTIPLIERS[letter]
     said = f"{_SIGN_WORDS[sign or '']}{say.literal(number)}"
     if dash:
@@ -208,8 +193,12 @@ def _vulgar(match: re.Match[str], say: EnglishNumbers) -> str:
 
 def _fraction(match: re.Match[str], say: EnglishNumbers) -> str:
     top, bottom = int(match[1]), int(match[2])
+    if top == bottom and match[1] == match[2]:  # 50/50
+        return f"{say.cardinal(top)} {say.cardinal(bottom)}"
     before = match.string[max(0, match.start() - 12) : match.start()]
-    if re.search(r"\b(?:score[ds]?|got|rated|rating|page|step|part|gets?|is|a|an) $", before) and bottom in {5, 10, 20, 100}:
+    if bottom == 100 and top > 1:
+        return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"
+    if re.search(r"\b(?:score[ds]?:?|got|rated|rating|page|step|part|gets?|is|a|an) $", before) and bottom in {5, 10, 20, 100}:
         if re.search(r"\b(?:a|an|is) $", before) and bottom != 10:
             return say.fraction(top, bottom)
         return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"

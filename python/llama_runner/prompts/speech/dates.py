@@ -43,9 +43,10 @@ _MONTH_YEAR = re.compile(rf"(?<!\w){_MONTH},? (?:(?:of )?{_YEAR}|['’]([0-9]{{2
 _DAY_BEFORE_DATE = re.compile(rf"(?<!\w){_DAY_NAME}\.?(?=,? (?:{_MONTH}|[0-9{HELD}]|at [0-9]))")
 _DAY_RANGE = re.compile(rf"(?<!\w){_DAY_NAME}\.?{_TO}{_DAY_NAME}(?!\w)")
 _DAY_NAMES_RANGE = re.compile(r"(?<!\w)([A-Z][a-z]+day)[-–]([A-Z][a-z]+day)(?!\w)")
-_MONTH_RANGE = re.compile(rf"(?<!\w){_MONTH}[-–]{_MONTH}(?!\w)")
+_MONTH_RANGE = re.compile(rf"(?<!\w){_MONTH} ?[-–] ?{_MONTH}(?!\w)")
 _MONTH_ALONE = re.compile(r"(?<!\w)(Jan|Feb|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov|Dec)\.(?!\w)")
 _DECADE = re.compile(r"(?<![\w.,'’])(['’]?)([0-9]{2}|[12][0-9]{2}0)['’]?s(?!\w)")
+_ESTABLISHED = re.compile(r"(?<!\w)[Ee]st\. (?=[12][0-9]{3}(?!\w))")
 _SHORT_YEAR = re.compile(r"(?<!\w)['’]([0-9]{2})(?![\w'’])")
 _ERA = re.compile(r"(?<![\w.,$£€])([0-9]{1,4})(?:[-–]([0-9]{1,4}))? ?(BCE|CE|BC|AD|B\.C\.(?:E\.)?|A\.D\.|C\.E\.)(?![\w])")
 _AD = re.compile(rf"(?<!\w)(AD|A\.D\.) ([0-9]{{1,4}}){_E}")
@@ -81,14 +82,17 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     text = tape.text
     digits = any("0" <= char <= "9" for char in text)
     if digits:
+        tape.rewrite(_ESTABLISHED, "established ")
         _numeric(tape, say)
         _named(tape, say)
-    if "." in text:
-        tape.sub(_MONTH_ALONE, lambda month: _month(month[1]))
     if "-" in text or "–" in text:
         tape.sub(_DAY_RANGE, lambda days: f"{_DAYS[days[1].lower()]} to {_DAYS[days[2].lower()]}")
         tape.sub(_DAY_NAMES_RANGE, lambda days: f"{days[1]} to {days[2]}")
         tape.sub(_MONTH_RANGE, lambda months: f"{_month(months[1])} to {_month(months[2])}")
+    if digits:
+        tape.sub(_DAY_BEFORE_DATE, lambda day: _DAYS[day[1].lower()])
+    if "." in text:
+        tape.sub(_MONTH_ALONE, lambda month: _month(month[1]))
     if digits:
         _years(tape, say)
 
@@ -171,7 +175,6 @@ def _named(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_DAYS_MONTH, days_month)
     tape.sub(_MONTH_DAYS, month_days)
     tape.sub(_MONTH_YEAR, month_year)
-    tape.sub(_DAY_BEFORE_DATE, lambda day: _DAYS[day[1].lower()])
 
 
 def _years(tape: Tape, say: EnglishNumbers) -> None:

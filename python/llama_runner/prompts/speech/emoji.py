@@ -7,13 +7,14 @@ import unicodedata
 
 from .tape import Tape
 
-__all__ = ["drop", "name"]
+__all__ = ["drop", "emoticons", "name"]
 
 _PICTURE = (
     "\u231a\u231b\u2328\u23cf\u23e9-\u23f3\u23f8-\u23fa\u25b6\u25c0\u25fb-\u25fe\u2600-\u27bf\u2934\u2935\u2b05-\u2b07\u2b1b\u2b1c\u2b50\u2b55"
     "\u3030\u303d\u3297\u3299\U0001f000-\U0001faff"
 )
 _MODIFIERS = "\ufe0e\ufe0f\u20e3\U0001f3fb-\U0001f3ff"
+_EMOTICON = re.compile(r"(?<!\w)(?:[:;=]['’]?-?[)(DPpO|\]\[]|[:;]-?/(?!/)|<3(?=[\s.!,]*$)|\^_\^|XD|xD)(?!\w)")
 _FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")
 _KEYCAP = re.compile("([0-9#*])\ufe0f?\u20e3")
 _SEQUENCE = re.compile(f"[{_PICTURE}][{_MODIFIERS}]*(?:\u200d[{_PICTURE}][{_MODIFIERS}]*)*")
@@ -37,6 +38,11 @@ def drop(tape: Tape) -> None:
         tape.rewrite(_FLAG, " ")
         tape.rewrite(_SEQUENCE, " ")
         tape.rewrite(_LEFT, "")
+
+
+def emoticons(tape: Tape) -> None:
+    """Without faces made of signs, which no rule for signs should see."""
+    tape.rewrite(_EMOTICON, " ")
 
 
 def name(tape: Tape) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import acronyms, code, counts, dates, emoji, inline, money, punctuation, symbols, times, units, web, words
+from . import acronyms, code, counts, dates, emoji, inline, money, punctuation, scientific, symbols, times, units, web, words
 from .lexicon import Lexicon
 from .numbers import AMERICAN, BRITISH
 from .tape import Tape
@@ -25,6 +25,7 @@ class English:
         """Turn the text of ``tape`` into what is said."""
         say = self._say
         inline.apply(tape, self.code)
+        emoji.emoticons(tape)
         web.addresses(tape, say, self._urls)
         self._lexicon.apply(tape)
         # Names, codes and dates go before what would take them apart.
@@ -34,7 +35,9 @@ class English:
         counts.codes(tape, say)
         times.apply(tape, say)
         money.apply(tape, say)
+        scientific.apply(tape, say)
         units.apply(tape, say)
+        symbols.powers(tape)
         words.apply(tape, say)
         acronyms.apply(tape, say)
         counts.apply(tape, say)

@@ -51,7 +51,7 @@ _SYMBOLS = sorted((sign for sign in _CURRENCIES if not sign[-1].isalpha()), key=
 _CODES = [sign for sign in _CURRENCIES if sign[-1].isalpha()]
 _SIGN = "|".join(map(re.escape, _SYMBOLS))
 _CODE = "|".join(_CODES)
-_NUMBER = r"[0-9]{1,3}(?:,[0-9]{2,3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
+_NUMBER = r"[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]{2}(?![0-9])|[0-9]{1,3}(?:,[0-9]{2,3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 _TIMES = r"(?:[ -]?(thousand|million|billion|trillion|quadrillion|lakh|crore)(?!\w)|(mil|[Bb]n|BN|[Tt]n|trn|mn|mm|MM|[kKmMbBtT])(?!\w))?"
 _PER = (
     r"(?:(?: ?/ ?| per )(month|mo|year|yr|hour|hr|h|day|week|wk|person|user|seat|GB|kg|lb|mile|token|1M tokens|1K tokens|unit|"
@@ -65,6 +65,7 @@ _PREFIXED = re.compile(
 _SUFFIXED = re.compile(
     rf"(?<![\w.,$€£])([-−](?=\S))?({_NUMBER}){_TIMES}(?:{_RANGE}({_NUMBER}){_TIMES}))? ?({_SIGN}|{_CODE}){_PER}(?!\w)"
 )
+_COMMA_CENTS = re.compile(r"[0-9]+(?:\.[0-9]{3})*,[0-9]{2}")  # 19,99 €
 _CENTS = re.compile(rf"(?<![\w.,])({_NUMBER}) ?¢(?!\w)")
 _PENCE = re.compile(r"(?<![\w.,])([0-9]{1,3})p(?= (?:each|per|off|a |for |coin))")
 _ARTICLE = re.compile(r"\b(?:an?|per|this|that|her|his|their|my|our) $", re.IGNORECASE)
@@ -114,6 +115,8 @@ def _amount(
 ) -> str:
     one, many, cent, cents = _CURRENCIES[currency]
     number, times = first
+    if _COMMA_CENTS.fullmatch(number):
+        number = number.replace(".", "").replace(",", ".")
     if last[0]:
         ending = _number(last[0], last[1], say)
         return f"{_number(number, times, say)} to {ending} {many}"

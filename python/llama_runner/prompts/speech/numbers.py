@@ -116,6 +116,8 @@ class EnglishNumbers:
     def literal(self, text: str) -> str:
         """A number as written: digits, with ``,`` between groups of them and ``.`` before decimals."""
         whole, point, decimals = text.replace(",", "").partition(".")
+        if not whole and decimals:
+            return f"point {self.digits(decimals)}"
         if len(whole) > 1 and whole[0] == "0":
             words = self.digits(whole)
         elif len(whole) > (_NAMED if "," in text else _PLAIN_RUN):

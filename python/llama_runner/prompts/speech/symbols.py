@@ -7,7 +7,7 @@ import re
 from .numbers import AMERICAN as _SMALL
 from .tape import HELD, Tape
 
-__all__ = ["apply"]
+__all__ = ["apply", "powers"]
 
 _SIGNS = {
     "=": "equals", "≠": "does not equal", "≈": "is approximately", "≅": "is congruent to", "≡": "is equivalent to", "<": "is less than",
@@ -34,7 +34,7 @@ _GREEK = {
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-_COMPARED = re.compile(rf"(?:(?<=^)|(?<=[ (]))([<>≤≥≈~]) ?(?=[0-9.{HELD}$€£])")
+_COMPARED = re.compile(rf"^([<>≤≥≈~]) ?(?=[0-9.{HELD}$€£])|(?<=[ (])([<>≤≥≈~])(?=[0-9.{HELD}$€£])")
 _COMPARED_WORDS = {"<": "less than ", ">": "more than ", "≤": "at most ", "≥": "at least ", "≈": "approximately ", "~": "about "}
 _ASCII_USE = re.compile("|".join(re.escape(sign) for sign in sorted(_ASCII, key=len, reverse=True)))
 _POWER = re.compile(rf"(?<=[\w){HELD}])(?:\^\{{?\(?([-−]?[\w.{HELD}]+)\)?\}}?|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+))")
@@ -43,11 +43,11 @@ _TIMES = re.compile(rf"(?<=[\w){HELD}]) ?\* ?(?=[\w({HELD}])")
 _MINUS = re.compile(rf"(?<=[0-9){HELD}²³] )[-–](?= [0-9A-Za-z({HELD}])|(?<=\b[a-z] )[-–](?= (?:[0-9a-z(]|[{HELD}])(?!\w))|(?<=[0-9{HELD}])-(?=[0-9{HELD}a-z])(?=[^.]*=)")
 _UNARY = re.compile(rf"(?<![\w){HELD}])[-−](?=[a-z{HELD}0-9](?![a-z]))")
 _PLUS = re.compile(rf"(?<=[0-9a-zA-Z{HELD}])\+(?![\w({HELD}+ ])(?!\+)")
-_OVER = re.compile(rf"(?<=[0-9{HELD})]) ?/ ?(?=[0-9{HELD}(])|(?<=\b[a-z])/(?=[a-z]\b)")
+_OVER = re.compile(rf"(?<=\)) ?/ ?(?=[\w{HELD}(])")
+_DIVIDED = re.compile(rf"(?<=[{HELD})a-z]) ?/ ?(?=[{HELD}(a-z])")
 _ABOUT = re.compile(rf"(?<!\w)~ ?(?=[0-9{HELD}])")
 _FACTORIAL = re.compile(rf"(?<=[{HELD}])!(?= ?[=+×*/])")
-_GREEK_USE = re.compile(r"(?<![^\W\d_])[αβγδεζηθικλμµνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ](?![^\W\d_])")
-_GREEK_AFTER = re.compile(r"(?<=[0-9\U000f0002-\U000ffffd])[πθλμσω](?![^\W\d_])")
+_GREEK_USE = re.compile(r"(?<![\u0370-\u03ff\u1f00-\u1fff])[αβγδεζηθικλμµνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ](?![\u0370-\u03ff\u1f00-\u1fff])")
 _ANY = re.compile(f"[{re.escape(''.join(_SIGNS))}]")
 _SLASH = re.compile(rf"(?<=[\w{HELD}]) ?/ ?(?=[\w{HELD}])")
 
@@ -57,22 +57,28 @@ def apply(tape: Tape) -> None:
     text = tape.text
     if text.isascii() and not any(char in "<>=+*/-^&@%$~!" for char in text):
         return
-    tape.rewrite(_COMPARED, lambda sign: tape.hold(_COMPARED_WORDS[sign[1]]) + " ")
+    tape.rewrite(_COMPARED, lambda sign: tape.hold(_COMPARED_WORDS[sign[1] or sign[2]]) + " ")
     tape.rewrite(_ABOUT, lambda _: tape.hold("about") + " ")
     tape.rewrite(_ASCII_USE, lambda sign: _ASCII[sign[0]])
     if not text.isascii():
         tape.sub(_SUBSCRIPT, lambda digits: " ".join(digits[1].translate(_LOWERED)))
         tape.sub(_GREEK_USE, lambda letter: _GREEK[letter[0]])
-        tape.sub(_GREEK_AFTER, lambda letter: _GREEK[letter[0]])
     tape.sub(_FACTORIAL, lambda _: "factorial")
-    tape.sub(_POWER, lambda power: _power(power[1] or power[2].translate(_RAISED)))
     tape.sub(_MINUS, lambda _: "minus")
     tape.sub(_UNARY, lambda _: "minus")
     tape.sub(_TIMES, lambda _: "times")
     tape.sub(_OVER, lambda _: "over")
+    if "=" in text:
+        tape.sub(_DIVIDED, lambda _: "divided by")
     tape.sub(_PLUS, lambda _: "plus")
     tape.sub(_ANY, lambda sign: _SIGNS[sign[0]])
     tape.sub(_SLASH, lambda _: "slash")
+
+
+def powers(tape: Tape) -> None:
+    """Raised numbers, before they are taken for numbers of their own."""
+    if "^" in tape.text or not tape.text.isascii():
+        tape.sub(_POWER, lambda power: _power(power[1] or power[2].translate(_RAISED)))
 
 
 def _power(exponent: str) -> str:

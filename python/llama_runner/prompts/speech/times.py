@@ -19,9 +19,10 @@ _TWELVE_RANGE = re.compile(
 )
 _RANGE = re.compile(rf"{_B}([01]?[0-9]|2[0-4]):([0-5][0-9])(?: ?[-–—] ?)([01]?[0-9]|2[0-4]):([0-5][0-9])(?![\w:]|\.[0-9])")
 _WITH_SECONDS = re.compile(r"(?<![\w.:/-])([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])(?:\.[0-9]{1,6})?(?![\w:]|\.[0-9])")
-_CLOCK = re.compile(rf"{_B}([01]?[0-9]|2[0-4]):([0-5][0-9])( ?h(?:rs)?)?(?![\w:%]|\.[0-9])")
+_CLOCK = re.compile(rf"{_B}([01]?[0-9]|2[0-4]):([0-5][0-9])( ?h(?:rs)?)?(?![\w:%]|[.,][0-9])")
+_MINUTES = re.compile(rf"{_B}(2[5-9]|[3-5][0-9]):([0-5][0-9])(?![\w:%]|[.,][0-9])")  # 35:12 is minutes and seconds
 _AT = re.compile(r"\b(?:at|by|until|till|from|since|before|after|around) $", re.IGNORECASE)
-_RATIO = re.compile(r"(?<![\w.,:])([0-9]{1,6}) ?: ?([0-9]{1,6})(?![\w:]|[.,][0-9])")
+_RATIO = re.compile(r"(?<![\w.,:])([0-9]{1,6}|[0-9]{1,3}(?:,[0-9]{3})+) ?: ?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,6})(?![\w:]|[.,][0-9])")
 _PARTS = re.compile(
     r"(?<![\w.,])(?=[0-9])(?:([0-9]{1,3}) ?d(?:ays?)?,? ?)?(?:([0-9]{1,3}) ?h(?:rs?|ours?)?,? ?)?(?:([0-9]{1,3}) ?m(?:in)?,? ?)?(?:([0-9]{1,3}) ?s(?:ec)?)?(?!\w)"
 )
@@ -54,6 +55,7 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
         tape.sub(_RANGE, lambda span: f"{clock(int(span[1]), span[2], say)} to {clock(int(span[3]), span[4], say)}")
         tape.sub(_WITH_SECONDS, lambda time: _with_seconds(time, say))
         tape.sub(_CLOCK, lambda time: clock(int(time[1]), time[2], say) + (" hours" if time[3] else ""))
+        tape.sub(_MINUTES, lambda time: f"{say.cardinal(int(time[1]))} {say.pair(int(time[2]))}")
         tape.sub(_RATIO, lambda ratio: f"{say.literal(ratio[1])} to {say.literal(ratio[2])}")
     tape.sub(_PARTS, lambda parts: _parts(parts, say))
 

@@ -7,7 +7,7 @@ import re
 from .numbers import EnglishNumbers
 from .tape import Tape
 
-__all__ = ["apply"]
+__all__ = ["SYMBOL", "apply", "unit_name"]
 
 _PREFIXES = {"k": "kilo", "M": "mega", "G": "giga", "T": "tera", "P": "peta", "m": "milli", "µ": "micro", "n": "nano"}
 
@@ -43,6 +43,8 @@ _UNITS: dict[str, tuple[str, str]] = {
     "fps": ("frame per second", "frames per second"), "kph": ("kilometer per hour", "kilometers per hour"),
     "km/h": ("kilometer per hour", "kilometers per hour"), "kmh": ("kilometer per hour", "kilometers per hour"),
     "psi": ("P S I", "P S I"), "dpi": ("D P I", "D P I"), "ppi": ("P P I", "P P I"), "ppm": ("part per million", "parts per million"),
+    **dict.fromkeys(("m/s²", "m/s^2", "m/s2"), ("meter per second squared", "meters per second squared")),
+    **_prefixed("F", "farad", "farads", "mµn"), "pF": ("picofarad", "picofarads"),
     "Hz": ("hertz", "hertz"), **_prefixed("Hz", "hertz", "hertz", "kMGT"), "bar": ("bar", "bar"), "mbar": ("millibar", "millibars"),
     **_prefixed("W", "watt", "watts", "kMGTmµ"), **_prefixed("V", "volt", "volts", "kMmµ"), **_prefixed("A", "amp", "amps", "kmµ"),
     **_prefixed("Pa", "pascal", "pascals", "kMG"), **_prefixed("J", "joule", "joules", "kMG"), **_prefixed("N", "newton", "newtons", "kM"),
@@ -70,11 +72,14 @@ _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 _FRACTION = r"(?:[0-9]+ )?[1-9]/[1-9][0-9]?|[0-9]*[½¼¾⅓⅔⅛]"
 _POWER_UNIT = rf"(?:{'|'.join(_POWERED)})(?:[²³]|\^?[23](?![0-9]))"
 _PER = r"(?:/|⁄| per )(s|sec|second|h|hr|hour|min|day|m[²2³3]|m|km|mile|kg|L|mL|ml|l|g|mg|year|yr|week|mol|cm[²2³3]|ft|lb|mo|month|dL|user|token|kWh)(?![\w²³])"
+SYMBOL = rf"(?:{_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³])"
 _QUANTITY = re.compile(
     rf"(?<![\w.,/^$€£])(?:([-−–+±~≈])(?=[0-9.]))?({_FRACTION}|{_NUMBER})(?:(?: ?(?:[-–—]|to|×|x) ?)([-−]?(?:{_NUMBER})))?"
     rf"([ -]?)({_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³]|\.?/[a-zA-Z])(\.(?= [a-z0-9,]))?"
 )
 _FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})['’′] ?([0-9]{1,2}(?:\.[0-9]|½)?)(?:\"|”|″|''|(?![\w'’]))")
+_FEET_MARK = re.compile(r"(?<![\w.'’])([0-9]{1,2})['′](?![\w'’])")
+_PRESSURE = re.compile(r"(?<![\w.,/])([0-9]{2,3})/([0-9]{2,3})(?: ?mm ?Hg)(?!\w)")
 _INCHES_MARK = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{1,2})?)[\"″](?= [a-z]|-[a-z])")
 _INCHES = re.compile(rf"(?<![\w.,])({_NUMBER}) ?in(?:\.(?= [a-z])|(?= (?:wide|long|tall|deep|high|thick|x|by|diameter)\b))")
 _LATITUDE = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]+)?)° ?(?:([0-9]{1,2})[′'] ?)?(?:([0-9]{1,2}(?:\.[0-9]+)?)[″\"] ?)?([NSEW])(?!\w)")
@@ -103,6 +108,9 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
         tape.sub(_LATITUDE, lambda place: _latitude(place, say))
     if "'" in text or "’" in text or "′" in text:
         tape.sub(_FEET_INCHES, lambda height: _feet_inches(height, say))
+        tape.sub(_FEET_MARK, lambda size: None if _quoted(size) else f"{say.literal(size[1])} feet")
+    if "/" in text:
+        tape.sub(_PRESSURE, lambda found: _pressure(found, say))
     tape.sub(_INCHES_MARK, lambda size: _inch_mark(size, say))
     tape.sub(_INCHES, lambda size: f"{say.literal(size[1])} {'inch' if size[1] == '1' else 'inches'}")
     tape.sub(_QUANTITY, lambda quantity: _quantity(quantity, say))
@@ -144,6 +152,14 @@ def _names(symbol: str) -> tuple[str, str]:
     return f"{power} {singular}", f"{power} {plural}"
 
 
+def unit_name(text: str) -> str:
+    """The plural of a unit, as it is written: ``m/s`` is "meters per second"."""
+    if text in _UNITS:
+        return _UNITS[text][1]
+    symbol, slash, per = text.partition("/")
+    return f"{_names(symbol)[1]} per {_per(per)}" if slash else _names(symbol)[1]
+
+
 def _per(symbol: str) -> str:
     if symbol[-1] in "²2³3":
         return _names(symbol)[0]
@@ -163,7 +179,7 @@ def _number(text: str, say: EnglishNumbers) -> str:
 
 def _attributive(match: re.Match[str], symbol: str) -> bool:
     """Whether the quantity describes a noun: a 5 km run."""
-    if symbol in {"°C", "°F", "°"}:
+    if symbol in {"°C", "°F"}:
         return False
     before = match.string[max(0, match.start() - 8) : match.start()]
     after = match.string[match.end() : match.end() + 16]
@@ -175,6 +191,16 @@ def _feet_inches(match: re.Match[str], say: EnglishNumbers) -> str:
     if match[2].endswith("½"):
         return f"{feet} {say.mixed(int(match[2][:-1]), 1, 2)} inches"
     return f"{feet} {say.literal(match[2])} {'inch' if match[2] == '1' else 'inches'}"
+
+
+def _pressure(match: re.Match[str], say: EnglishNumbers) -> str:
+    unit = " millimeters of mercury" if match[0].endswith("g") else ""
+    return f"{say.literal(match[1])} over {say.literal(match[2])}{unit}"
+
+
+def _quoted(match: re.Match[str]) -> bool:
+    """Whether an apostrophe before may have opened a quotation that the match closes."""
+    return bool(re.search(r"(?:^|[\s(])['‘]", match.string[: match.start()]))
 
 
 def _inch_mark(match: re.Match[str], say: EnglishNumbers) -> str | None:

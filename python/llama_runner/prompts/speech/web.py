@@ -28,6 +28,7 @@ _DOMAIN = re.compile(
     r"((?::[0-9]{1,5})?(?:/[^\s<>\"“”`{}|\\^]*)?)"
 )
 _COMMON_TLD = re.compile(r"\.(?:com|org|net|edu|gov|io|ai|co|dev|app|info|uk|de|fr|us|eu|ca|me|tv|ch|nl|jp)$")
+_FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]{0,60})")
 _UUID = re.compile(r"(?<![\w-])([0-9a-fA-F]{8})-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![\w-])")
 _HASH = re.compile(r"(?<![\w#.-])(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,128}(?![\w-])")
 _UPPER_HASH = re.compile(r"(?<![\w#.-])(?=[0-9A-F]*[0-9])(?=[0-9A-F]*[A-F])[0-9A-F]{12,128}(?![\w-])")
@@ -56,7 +57,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SPELT = frozenset(
     (
         "io ai tv fm gg sh uk us eu id ip py js ts md api html htm css xml svg png jpg gif pdf csv tsv sql php mp cc cpp cxx "
-        "hpp rs rb kt db gz tgz bz xz zst exe dll gguf cfg ini url http https ssh ftp nlp llm llms sdk cli gpu cpu ui ux os "
+        "hpp rs rb kt db gz tgz bz xz zst exe dll gguf cfg ini url http https ssh ftp nlp llm llms sdk cli gpu cpu ui ux "
         "vm dns tcp udp tls ssl ssd usb rss cdn iso apk dmg ttf docx xls xlsx ppt pptx pyx ipynb jsx tsx ps yml rpm npm nyt "
         "bbc cnn mit fbi"
     ).split()
@@ -98,6 +99,8 @@ def _word(word: str) -> str:
 
 def _host(host: str, say: EnglishNumbers) -> str:
     labels = host.split(".")
+    if all(label.isdecimal() for label in labels):
+        return " dot ".join(map(say.digits, labels))
     out: list[str] = []
     for index, label in enumerate(labels):
         last = index == len(labels) - 1 and index > 0
@@ -148,6 +151,7 @@ def names(tape: Tape, say: EnglishNumbers, urls: str) -> None:
     """Hosts without a scheme, files, IP addresses, hashes, handles, hashtags."""
     text = tape.text
     if "-" in text:
+        tape.sub(_FLAG, lambda flag: f"dash dash {read_address(flag[1], say)}")
         tape.sub(_UUID, lambda uuid: f"U U I D starting with {_spell(uuid[1], say)}")
     if "#" in text:
         tape.sub(_COLOUR, lambda colour: f"hash {_spell(colour[1], say)}")

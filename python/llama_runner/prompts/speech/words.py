@@ -32,6 +32,7 @@ _PLAIN = {
     "w.r.t.": "with respect to", "wrt": "with respect to", "ft.": "feet", "lb.": "pounds", "lbs.": "pounds", "oz.": "ounces",
     "Q&A": "Q and A", "R&D": "R and D", "AT&T": "A T and T", "P&L": "P and L", "B&B": "B and B", "M&A": "M and A", "R&B": "R and B",
 }  # fmt: skip
+_PLAIN = {form.capitalize(): said for form, said in _PLAIN.items() if form.islower() and form.endswith(".")} | _PLAIN
 _NUMBERED = {
     "no": "number", "nos": "numbers", "nr": "number", "fig": "figure", "figs": "figures", "eq": "equation", "eqs": "equations", "sec": "section",
     "ch": "chapter", "chap": "chapter", "vol": "volume", "vols": "volumes", "p": "page", "pp": "pages", "art": "article", "op": "opus",
@@ -44,7 +45,7 @@ _NUMBERED_USE = re.compile(
     rf"(?<![\w.])({'|'.join(sorted(_NUMBERED, key=len, reverse=True))})\. ?(?=[0-9#{HELD}])", re.IGNORECASE
 )
 _NUMERO = re.compile(r"№ ?|(?<!\w)N[º°] ?(?=[0-9])")
-_TITLE_USE = re.compile(rf"(?<![\w.])({'|'.join(sorted(_TITLES, key=len, reverse=True))})\.(?= ?[A-Z{HELD}\"“])")
+_TITLE_USE = re.compile(rf"(?<![\w.])({'|'.join(sorted(_TITLES, key=len, reverse=True))})\.(?= ?[A-Z{HELD}\"“]| and [A-Z])")
 _TITLE_BARE = re.compile(r"(?<![\w.])(Dr|Mr|Mrs|Ms|Prof|Mt)(?= [A-Z][a-z])")
 _DRIVE = re.compile(r"(?<=[a-z0-9\U000f0002-\U000ffffd] )Dr(?:\.|(?=[,.]|$))")
 _STREET = re.compile(r"(?<![\w.])St(?:\.|(?= [A-Z][a-z])|(?=,|$))")
