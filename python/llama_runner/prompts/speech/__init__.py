@@ -1,4 +1,4 @@
-"""Text for a speech synthesizer, prepared while it is generated: sentence by sentence, as a careful reader would say it.
+"""Text for a speech synthesizer, prepared while it is generated: sentence by sentence, as a reader would say it.
 
 ``speakable("It costs $5.50.")`` is "It costs five dollars and fifty cents."; ``SpeechStream`` does the same for a text
 that still arrives.

@@ -78,7 +78,7 @@ class SplitRules:
             return not self._goes_on(stem, lower, len(left) > len(bare))
         if lower in self.closing:
             return self._closes(follows, complete)
-        if lower in self.names or _is_initial(stem) or "." in stem.strip(".") and _is_dotted(stem):
+        if lower in self.names or _is_initial(stem) or ("." in stem.strip(".") and _is_dotted(stem)):
             if next_char.isdecimal():
                 return lower not in self.names
             return self._starts(follows, complete)
@@ -127,7 +127,8 @@ _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"
 
 _ENGLISH = SplitRules(
     titles=_words(
-        "dr mr mrs ms messrs prof gen sen rep gov capt cmdr lt col sgt maj adm rev hon pres supt insp mt fr msgr mme mlle"
+        "dr mr mrs ms messrs prof gen sen rep gov capt cmdr lt col sgt maj adm rev hon pres supt insp mt fr msgr "
+        "mme mlle"
     ),
     never=_words("vs v viz cf e.g i.e eg ie approx ca incl excl resp asst assoc attn"),
     numbered=_words(
@@ -136,33 +137,43 @@ _ENGLISH = SplitRules(
     ),
     names=_words(
         "inc ltd co corp jr sr st ave blvd rd ln hwy bros assn univ dept ft u.s u.k e.u u.n u.s.a d.c l.a n.y "
-        "jan feb mar apr jun jul aug sep sept oct nov dec bldg govt eds mon tue tues wed thu thur thurs fri b.c a.d llc plc"
+        "jan feb mar apr jun jul aug sep sept oct nov dec bldg govt eds mon tue tues wed thu thur thurs fri b.c "
+        "a.d llc plc"
     ),
     closing=_words(
-        "a.m p.m pm etc al ph.d m.d b.a m.a b.sc m.sc m.b.a j.d d.d.s esq lb lbs oz min sec hr hrs yr yrs mi kg km cm mm "
+        "a.m p.m pm etc al ph.d m.d b.a m.a b.sc m.sc m.b.a j.d d.d.s esq lb lbs oz min sec hr hrs yr yrs mi kg "
+        "km cm mm "
         "misc avg max temp"
     ),
     starters=_words(
-        "The A An He She It They We You I This That These Those There Here His Her Its Their Our My Your But And Or So If "
+        "The A An He She It They We You I This That These Those There Here His Her Its Their Our My Your But And "
+        "Or So If "
         "When While As At In On For From With By To What Who Whose Why How Where Which However Then Now After Before "
-        "Although Though Because Since Yes No Not Let Please Also Moreover Once Every Each All Some Many Most Both Is Are "
-        "Was Were Do Does Did Can Could Will Would Should Have Has Had One Two Three Later Today Tomorrow Yesterday Next "
-        "Finally First Second Perhaps Maybe Such Another Other Others Meanwhile Instead Still Yet Under Over During Until "
+        "Although Though Because Since Yes No Not Let Please Also Moreover Once Every Each All Some Many Most "
+        "Both Is Are "
+        "Was Were Do Does Did Can Could Will Would Should Have Has Had One Two Three Later Today Tomorrow "
+        "Yesterday Next "
+        "Finally First Second Perhaps Maybe Such Another Other Others Meanwhile Instead Still Yet Under Over "
+        "During Until "
         "Between Nobody Everyone Someone Nothing Everything Something"
     ),
-    attached=_words(f"{_DAYS} {_MONTHS} EST EDT CST CDT MST MDT PST PDT UTC GMT BST CET CEST IST JST ET CT MT PT"),
+    attached=_words(
+        f"{_DAYS} {_MONTHS} EST EDT CST CDT MST MDT PST PDT UTC GMT BST CET CEST IST JST ET CT MT PT"
+    ),
 )
 
 _GERMAN = SplitRules(
     titles=_words("dr prof hr fr frl dipl ing st"),
     never=_words(
-        "z z.b d d.h u u.a bzw ca evtl ggf inkl exkl max min vgl s o o.ä bspw sog zzgl abzgl i.d.r u.u v.a z.t nr abs bd "
+        "z z.b d d.h u u.a bzw ca evtl ggf inkl exkl max min vgl s o o.ä bspw sog zzgl abzgl i.d.r u.u v.a z.t "
+        "nr abs bd "
         "tel geb gest lt"
     ),
     closing=_words("usw etc usf m.e"),
     names=_words("jan feb apr aug sept okt nov dez str"),
     starters=_words(
-        "Der Die Das Er Sie Es Wir Ich Ihr Dann Da Und Aber Ein Eine Einer In Im Am An Auf Bei Mit Nach Von Zu Für Wenn "
+        "Der Die Das Er Sie Es Wir Ich Ihr Dann Da Und Aber Ein Eine Einer In Im Am An Auf Bei Mit Nach Von Zu "
+        "Für Wenn "
         "Als Wie Was Wer Wo Warum Dies Diese Dieser Dieses Hier Dort So Doch Oder Auch Danach Später Heute Man Mein "
         "Sein Unser Alle Jeder Viele Nur Nun Jetzt Trotzdem Deshalb"
     ),
@@ -196,9 +207,13 @@ _DUTCH = SplitRules(
     numbered=_words("nr art blz p fig"),
     closing=_words("enz etc"),
 )
-_POLISH = SplitRules(never=_words("p dr prof inż mgr np tzn tj ul al św im ok m.in"), closing=_words("itd itp"))
-_RUSSIAN = SplitRules(never=_words("г-н г-жа д-р проф т.е т.к т.н напр ул им св см стр рис"), closing=_words("т.д т.п др г гг"))
-_ORDINAL_DOT = SplitRules(ordinal_dot=False, never=_words("dr prof mr st nr"))
+_POLISH = SplitRules(
+    never=_words("p dr prof inż mgr np tzn tj ul al św im ok m.in"), closing=_words("itd itp")
+)
+_RUSSIAN = SplitRules(
+    never=_words("г-н г-жа д-р проф т.е т.к т.н напр ул им св см стр рис"), closing=_words("т.д т.п др г гг")
+)
+_COMMON = SplitRules(titles=_words("dr prof mr mrs st"), never=_words("nr"))
 
 _TABLES = {
     "en": _ENGLISH,
@@ -215,4 +230,4 @@ _TABLES = {
 
 def split_rules(language: str, extra: frozenset[str] = frozenset()) -> SplitRules:
     """The rules of a language (``de``, not ``de-AT``), or what nearly all have in common."""
-    return dataclasses.replace(_TABLES.get(language, _ORDINAL_DOT), extra=extra)
+    return dataclasses.replace(_TABLES.get(language, _COMMON), extra=extra)

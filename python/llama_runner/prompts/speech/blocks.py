@@ -119,9 +119,8 @@ class BlockReader:
 
     def flush(self) -> list[Segment]:
         """End the text; the reader is ready for another."""
-        if self._mode == "start":
-            if self._line:
-                self._classify(complete=True)
+        if self._mode == "start" and self._line:
+            self._classify(complete=True)
         if self._mode == "held":
             self._end_line()
         self._close()
@@ -211,7 +210,9 @@ class BlockReader:
     def _classify_marks(self, line: str, complete: bool) -> None:
         if _MARKS_ONLY.match(line) and len(line) < _RULE_LINE:
             if complete and _RULE.match(line):
-                if not line.startswith("=") and (self._kind is None or line.strip() != "-" * len(line.strip())):
+                if not line.startswith("=") and (
+                    self._kind is None or line.strip() != "-" * len(line.strip())
+                ):
                     self._section = True
                 self._close()
                 self._line = ""
@@ -265,8 +266,7 @@ class BlockReader:
         if self._mode == "held":
             line, self._line = self._line, ""
             self._mode = "start"
-            self._held(line)
-            if self._mode != "text":
+            if not self._is_text(line):
                 return
         self._mode = "start"
         if self._kind == "heading":
@@ -277,25 +277,26 @@ class BlockReader:
             self._splitter.feed("\n")
         self._tail = ""
 
-    def _held(self, line: str) -> None:
-        """A whole line of those that are only understood as a whole."""
+    def _is_text(self, line: str) -> bool:
+        """Take a whole line of those that are only understood as a whole; whether it was running text after all."""
         if line.startswith("|"):
             self._row(line)
         elif line.startswith("["):
-            if _LINK_TARGET.match(line):
-                self._close()
-            else:
+            if not _LINK_TARGET.match(line):
                 self._text(line)
+                return True
+            self._close()
         else:
             fence = _FENCE.match(line)
             if fence is None or ("`" in fence[0] and "`" in line[fence.end() :]) or len(line) > _RULE_LINE:
                 self._text(line)
-                return
+                return True
             info = _INFO.search(line, fence.end())
             self._open("code", info[0] if info else "")
             self._emit(Segment("code", "", self._block, self._take_section(), self._label))
             self._fence = fence[0]
             self._mode = "fence"
+        return False
 
     def _closes_fence(self) -> bool:
         if self._long or len(self._line) > _RULE_LINE:

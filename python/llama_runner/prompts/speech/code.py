@@ -13,15 +13,20 @@ __all__ = ["read_code"]
 
 _SIGNS: Mapping[str, str] = {
     "==": "equals", "===": "equals", "!=": "does not equal", "!==": "does not equal", "<=": "less than or equal to",
-    ">=": "greater than or equal to", "->": "arrow", "=>": "arrow", "&&": "and", "||": "or", "++": "plus plus", "--": "dash dash", "+=": "plus equals",
-    "-=": "minus equals", "*=": "times equals", "::": "colon colon", "//": "slash slash", "**": "to the power of", "<<": "shift left", ">>": "shift right",
-    "...": "dot dot dot", "=": "equals", "<": "less than", ">": "greater than", "+": "plus", "*": "star", "/": "slash", "%": "percent",
-    "&": "and", "|": "pipe", "!": "not", "?": "question mark", "@": "at", "#": "hash", "$": "dollar", "^": "caret", "~": "tilde", "\\": "backslash",
+    ">=": "greater than or equal to", "->": "arrow", "=>": "arrow", "&&": "and", "||": "or", "++": "plus plus",
+    "--": "dash dash", "+=": "plus equals",
+    "-=": "minus equals", "*=": "times equals", "::": "colon colon", "//": "slash slash", "**": "to the power of",
+    "<<": "shift left", ">>": "shift right",
+    "...": "dot dot dot", "=": "equals", "<": "less than", ">": "greater than", "+": "plus", "*": "star",
+    "/": "slash", "%": "percent",
+    "&": "and", "|": "pipe", "!": "not", "?": "question mark", "@": "at", "#": "hash", "$": "dollar", "^": "caret",
+    "~": "tilde", "\\": "backslash",
     ".": "dot", ":": "colon", "-": "dash",
 }  # fmt: skip
 _DROPPED = frozenset("()[]{}\"'`;_")
 _TOKEN = re.compile(
-    r"[0-9]+(?:\.[0-9]+)*|[^\W\d_]+|\.\.\.|===|!==|==|!=|<=|>=|->|=>|&&|\|\||\+\+|--|\+=|-=|\*=|::|//|\*\*|<<|>>|,|\S| "
+    r"[0-9]+(?:\.[0-9]+)*|[^\W\d_]+|\.\.\.|===|!==|==|!=|<=|>=|->|=>|&&|\|\||\+\+|--|\+=|-=|\*=|::|//|\*\*|<<|>>|"
+    r",|\S| "
 )
 
 

@@ -18,43 +18,63 @@ _PHONES = (
     re.compile(rf"(?<![\w.,+-])(\+[0-9]{{1,3}}(?:[ .-]?\(?[0-9]{{1,5}}\)?){{2,6}}){_E}"),
     re.compile(rf"(?<![\w.,+-])((?:1[ .-])?\([0-9]{{3}}\) ?[0-9]{{3}}[ .-][0-9]{{4}}){_E}"),
     re.compile(rf"(?<![\w.,+-])((?:1[ .-])?[0-9]{{3}}([ .-])[0-9]{{3}}\2[0-9]{{4}}){_E}"),
-    re.compile(rf"(?<![\w.,+-])([0-9]{{3}}-[0-9]{{4}})(?![\w-]|[.,][0-9])"),
+    re.compile(r"(?<![\w.,+-])([0-9]{3}-[0-9]{4})(?![\w-]|[.,][0-9])"),
     re.compile(rf"(?<![\w.,+-])(0[0-9]{{2,4}}[ -][0-9]{{3,4}}[ -]?[0-9]{{3,4}}){_E}"),
 )
-_GROUPED_CODES = re.compile(rf"(?<![\w.,-])([0-9]{{4}}([ -])[0-9]{{4}}\2[0-9]{{4}}\2[0-9]{{4}}|[0-9]{{3}}-[0-9]{{2}}-[0-9]{{4}}){_E}")
-_CALL = re.compile(r"(?<!\w)((?:[Cc]all(?:ed|ing|s)?|[Dd]ial(?:ed|ing|s)?|[Tt]ext) )([0-9]{3,5})(?!\w|[.,:-][0-9])")
+_GROUPED_CODES = re.compile(
+    rf"(?<![\w.,-])([0-9]{{4}}([ -])[0-9]{{4}}\2[0-9]{{4}}\2[0-9]{{4}}|[0-9]{{3}}-[0-9]{{2}}-[0-9]{{4}}){_E}"
+)
+_CALL = re.compile(
+    r"(?<!\w)((?:[Cc]all(?:ed|ing|s)?|[Dd]ial(?:ed|ing|s)?|[Tt]ext) )([0-9]{3,5})(?!\w|[.,:-][0-9])"
+)
 _CODE_WORD = re.compile(
-    r"(?<!\w)((?:[Pp][Ii][Nn]|[Cc]ode|ZIP|[Zz]ip(?: code)?|[Pp]asscode|OTP|[Ee]xt(?:ension|\.)?|[Ee]rror|HTTP|[Ss]tatus(?: code)?)(?: is| was|:)? )([0-9]{3,8})(?!\w|[.,:-][0-9])"
+    r"(?<!\w)((?:[Pp][Ii][Nn]|[Cc]ode|ZIP|[Zz]ip(?: code)?|[Pp]asscode|OTP|[Ee]xt(?:ension|\.)?|[Ee]rror|HTTP|"
+    r"[Ss]tatus(?: code)?)(?: is| was|:)? )([0-9]{3,8})(?!\w|[.,:-][0-9])"
 )
-_ZIP = re.compile(
-    r"(?<=[A-Z]{2} )([0-9]{5})(?:-([0-9]{4}))?(?!\w|[.,][0-9])"
+_ZIP = re.compile(r"(?<=[A-Z]{2} )([0-9]{5})(?:-([0-9]{4}))?(?!\w|[.,][0-9])")
+_VERSION = re.compile(
+    r"(?<![\w.,-])[vV]\.? ?([0-9]+(?:\.[0-9]+){0,4})(?:[-+.]?(alpha|beta|rc|dev|post|a|b)[.-]?([0-9]+)?)?(?![\w]|"
+    r"\.[0-9])"
 )
-_VERSION = re.compile(r"(?<![\w.,-])[vV]\.? ?([0-9]+(?:\.[0-9]+){0,4})(?:[-+.]?(alpha|beta|rc|dev|post|a|b)[.-]?([0-9]+)?)?(?![\w]|\.[0-9])")
-_DOTTED = re.compile(r"(?<![\w.,-])([0-9]+(?:\.[0-9]+){2,5})(?:[-+.]?(alpha|beta|rc|dev|post|a|b)[.-]?([0-9]+)?)?(?![\w]|\.[0-9])")
+_DOTTED = re.compile(
+    r"(?<![\w.,-])([0-9]+(?:\.[0-9]+){2,5})(?:[-+.]?(alpha|beta|rc|dev|post|a|b)[.-]?([0-9]+)?)?(?![\w]|\.[0-9])"
+)
 _PRODUCT = re.compile(
-    r"(?<!\w)(([Vv]ersions?|[Rr]elease|Python|Node(?:\.js)?|Java|Ruby|Go|Rust|PHP|Ubuntu|Debian|Fedora|Android|iOS|iPadOS|macOS|"
-    r"Windows|CUDA|GCC|gcc|Clang|clang|LLVM|Django|Rails|React|Angular|Vue|Kubernetes|Docker|Postgres(?:QL)?|MySQL|Redis|NumPy|"
-    r"PyTorch|TensorFlow|CMake|OpenGL|Vulkan|DirectX|USB|Bluetooth|TLS|HTML|HTTP|Linux|kernel|Swift|Kotlin|Scala|Perl|Lua|"
+    r"(?<!\w)(([Vv]ersions?|[Rr]elease|Python|Node(?:\.js)?|Java|Ruby|Go|Rust|PHP|Ubuntu|Debian|Fedora|Android|"
+    r"iOS|iPadOS|macOS|"
+    r"Windows|CUDA|GCC|gcc|Clang|clang|LLVM|Django|Rails|React|Angular|Vue|Kubernetes|Docker|Postgres(?:QL)?|"
+    r"MySQL|Redis|NumPy|"
+    r"PyTorch|TensorFlow|CMake|OpenGL|Vulkan|DirectX|USB|Bluetooth|TLS|HTML|HTTP|Linux|kernel|Swift|Kotlin|Scala|"
+    r"Perl|Lua|"
     r"Chapter|[Ss]ection|§) ?)([0-9]+\.[0-9]+)(?!\w|\.[0-9]|%)"
 )
 _SECTION = re.compile(r"§+ ?(?=[0-9])")
 _DESIGNATED = re.compile(
-    r"(?<!\w)(Boeing|Airbus|Flight|[Rr]oom|Route|Highway|Interstate|Area|Bus|bus|Line|Peugeot|Porsche|BMW|ISO|RFC|IEEE|PEP|DIN|Apollo|Suite|Studio|channel|Channel|Form|form) ([0-9]{3,5})(?!\w|[.,][0-9])"
+    r"(?<!\w)(Boeing|Airbus|Flight|[Rr]oom|Route|Highway|Interstate|Area|Bus|bus|Line|Peugeot|Porsche|BMW|ISO|"
+    r"RFC|IEEE|PEP|DIN|Apollo|Suite|Studio|channel|Channel|Form|form) ([0-9]{3,5})(?!\w|[.,][0-9])"
 )
 _PERCENT_RANGE = re.compile(rf"(?<![\w.,])({_NUMBER})%? ?(?:[-–—]|to) ?({_NUMBER}) ?(?:%|percent\b)")
 _PERCENT = re.compile(rf"(?<![\w.,])(?:([-−–+±~≈<>≤≥])(?=[0-9.]))?({_NUMBER}) ?(%|‰|pp(?!\w)|bps(?!\w))")
-_TIMES = re.compile(rf"(?<![\w.,])({_NUMBER})(?:[-–]({_NUMBER}))?[x×](?![\w]| ?[0-9.]| ?[-+=^)*] ?[0-9a-z({HELD}])")
+_TIMES = re.compile(
+    rf"(?<![\w.,])({_NUMBER})(?:[-–]({_NUMBER}))?[x×](?![\w]| ?[0-9.]| ?[-+=^)*] ?[0-9a-z({HELD}])"
+)
 _BY = re.compile(rf"(?<![\w.,])({_NUMBER}) ?[x×] ?({_NUMBER})(?: ?[x×] ?({_NUMBER}))?(?![\w])")
-_WORD_BETWEEN = re.compile(r"(?<![\w.,-])([0-9]{1,4})-(for|of|to|by|in|on|and|out-of|over)-([0-9]{1,4})(?![\w-])")
+_WORD_BETWEEN = re.compile(
+    r"(?<![\w.,-])([0-9]{1,4})-(for|of|to|by|in|on|and|out-of|over)-([0-9]{1,4})(?![\w-])"
+)
 _LINES = re.compile(r"(?<![\w.,])([0-9]{3,4})([pi])(?!\w)")
-_SCALED = re.compile(rf"(?<![\w.,$€£])(?:([-−–+~≈±])(?=[0-9.]))?({_NUMBER})(?:([-–])({_NUMBER}))?(?:(k|M|m(?=[ ]users)|B|T|bn|mn|tn)\+?(?!\w)|[ -](thousand|million|billion|trillion|hundred|dozen)(?!\w))")
+_SCALED = re.compile(
+    rf"(?<![\w.,$€£])(?:([-−–+~≈±])(?=[0-9.]))?({_NUMBER})(?:([-–])({_NUMBER}))?(?:(k|M|m(?=[ ]users)|B|T|bn|mn|"
+    rf"tn)\+?(?!\w)|[ -](thousand|million|billion|trillion|hundred|dozen)(?!\w))"
+)
 _ORDINAL = re.compile(r"(?<![\w.])([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,15})(?:st|nd|rd|th|ST|ND|RD|TH)(?!\w)")
 _MIXED = re.compile(r"(?<![\w.,/])([0-9]{1,4}) ([1-9])/([2-9]|10|12|16|32|64)(?![\w/])")
 _VULGAR = re.compile(r"(?<![\w.,])([0-9]*)([½¼¾⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 _FRACTION = re.compile(r"(?<![\w.,/])([0-9]{1,6})[/⁄]([0-9]{1,6})(?![\w/]|\.[0-9])")
 _SLASHED = re.compile(r"(?<![\w.,/])[0-9]{1,6}(?:/[0-9]{1,6}){2,}(?![\w/])")
 _VULGARS = {
-    "½": (1, 2), "¼": (1, 4), "¾": (3, 4), "⅓": (1, 3), "⅔": (2, 3), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5), "⅘": (4, 5),
+    "½": (1, 2), "¼": (1, 4), "¾": (3, 4), "⅓": (1, 3), "⅔": (2, 3), "⅕": (1, 5), "⅖": (2, 5), "⅗": (3, 5),
+    "⅘": (4, 5),
     "⅙": (1, 6), "⅚": (5, 6), "⅛": (1, 8), "⅜": (3, 8), "⅝": (5, 8), "⅞": (7, 8),
 }  # fmt: skip
 _RANGE = re.compile(rf"(?<![\w.,/$€£-])({_NUMBER})(?:-| ?[–—−] ?)({_NUMBER})(?![\w-]|[.,/][0-9]| ?=)")
@@ -66,15 +86,15 @@ _INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![\w]|[,][0
 _SPACED_GROUPS = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:[ _'’][0-9]{3})+(?![\w'’]|[ ][0-9])")
 _PLURAL = re.compile(r"(?<![\w.,])([0-9]+)['’]?s(?!\w)")
 _SIGN_WORDS = {
-    "-": "minus ", "−": "minus ", "–": "minus ", "+": "plus ", "±": "plus or minus ", "~": "about ", "≈": "approximately ",
+    "-": "minus ", "−": "minus ", "–": "minus ", "+": "plus ", "±": "plus or minus ", "~": "about ",
+    "≈": "approximately ",
     "<": "less than ", ">": "more than ", "≤": "at most ", "≥": "at least ", "": "",
 }  # fmt: skip
 
 
 def codes(tape: Tape, say: EnglishNumbers) -> None:
     """What is said digit by digit, before anything takes it for a number or a date."""
-    text = tape.text
-    if not any("0" <= char <= "9" for char in text):
+    if not tape.has_digits:
         return
     tape.rewrite(_WORD_BETWEEN, r"\1 \2 \3")
     tape.sub(_GROUPED_CODES, lambda code: _groups(code[1], say))
@@ -117,7 +137,8 @@ def _designation(digits: str, say: EnglishNumbers) -> str:
 def _dotted(numbers: str, stage: str | None, count: str | None, say: EnglishNumbers) -> str:
     parts = numbers.split(".")
     said = " point ".join(
-        say.digits(part) if len(part) > 1 and part[0] == "0" or len(part) > 4 else say.cardinal(int(part)) for part in parts
+        say.digits(part) if (len(part) > 1 and part[0] == "0") or len(part) > 4 else say.cardinal(int(part))
+        for part in parts
     )
     if stage:
         said += " " + {"rc": "R C", "a": "alpha", "b": "beta"}.get(stage, stage)
@@ -128,7 +149,7 @@ def _dotted(numbers: str, stage: str | None, count: str | None, say: EnglishNumb
 def apply(tape: Tape, say: EnglishNumbers) -> None:
     """All other numbers."""
     text = tape.text
-    if not any("0" <= char <= "9" for char in text):
+    if not tape.has_digits:
         if any(char in _VULGARS for char in text):
             tape.sub(_VULGAR, lambda found: _vulgar(found, say))
         return
@@ -136,14 +157,19 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
         tape.sub(_PERCENT_RANGE, lambda span: f"{say.literal(span[1])} to {say.literal(span[2])} percent")
     tape.sub(_PERCENT, lambda found: _percent(found, say))
     tape.sub(_BY, lambda sizes: _sizes(sizes, say))
-    tape.sub(_TIMES, lambda found: say.literal(found[1]) + (f" to {say.literal(found[2])}" if found[2] else "") + " times")
+    tape.sub(
+        _TIMES,
+        lambda found: say.literal(found[1]) + (f" to {say.literal(found[2])}" if found[2] else "") + " times",
+    )
     tape.sub(_LINES, lambda lines: f"{say.pairwise(int(lines[1]))} {lines[2].upper()}")
     tape.sub(_SCALED, lambda found: _scaled(found, say))
     tape.sub(_ORDINAL, lambda ordinal: say.ordinal(int(ordinal[1].replace(",", ""))))
     tape.sub(_MIXED, lambda number: say.mixed(int(number[1]), int(number[2]), int(number[3])))
     tape.sub(_VULGAR, lambda found: _vulgar(found, say))
     if "/" in text or "⁄" in text:
-        tape.sub(_SLASHED, lambda chain: " slash ".join(_chained(piece, say) for piece in chain[0].split("/")))
+        tape.sub(
+            _SLASHED, lambda chain: " slash ".join(_chained(piece, say) for piece in chain[0].split("/"))
+        )
         tape.sub(_FRACTION, lambda found: _fraction(found, say))
     tape.sub(_INDIAN, lambda number: say.cardinal(int(number[0].replace(",", ""))))
     tape.sub(_SPACED_GROUPS, lambda number: say.cardinal(int(re.sub("[^0-9]", "", number[0]))))
@@ -172,12 +198,18 @@ def _sizes(match: re.Match[str], say: EnglishNumbers) -> str | None:
 
 
 def _size(text: str, first: str, say: EnglishNumbers) -> str:
-    return say.pairwise(int(text)) if len(first) >= 3 and text.isdecimal() and text[0] != "0" else say.literal(text)
+    return (
+        say.pairwise(int(text))
+        if len(first) >= 3 and text.isdecimal() and text[0] != "0"
+        else say.literal(text)
+    )
 
 
 def _scaled(match: re.Match[str], say: EnglishNumbers) -> str | None:
     sign, number, dash, last, letter, word = match.groups()
-    if letter == "B" and re.match(" [A-Z][a-z]", match.string[match.end() : match.end() + 3]):  # 221B Baker Street
+    if letter == "B" and re.match(
+        " [A-Z][a-z]", match.string[match.end() : match.end() + 3]
+    ):  # 221B Baker Street
         return None
     scale = word or MULTIPLIERS[letter]
     said = f"{_SIGN_WORDS[sign or '']}{say.literal(number)}"
@@ -198,7 +230,9 @@ def _fraction(match: re.Match[str], say: EnglishNumbers) -> str:
     before = match.string[max(0, match.start() - 12) : match.start()]
     if bottom == 100 and top > 1:
         return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"
-    if re.search(r"\b(?:score[ds]?:?|got|rated|rating|page|step|part|gets?|is|a|an) $", before) and bottom in {5, 10, 20, 100}:
+    if re.search(
+        r"\b(?:score[ds]?:?|got|rated|rating|page|step|part|gets?|is|a|an) $", before
+    ) and bottom in {5, 10, 20, 100}:
         if re.search(r"\b(?:a|an|is) $", before) and bottom != 10:
             return say.fraction(top, bottom)
         return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"

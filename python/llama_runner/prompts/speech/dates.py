@@ -31,7 +31,8 @@ _TO = r" ?[-–—] ?"
 
 _ISO = re.compile(
     rf"{_B}([0-9]{{4}})-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"
-    r"(?:(?:T|,? )([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9])(?:\.[0-9]{1,9})?)?(Z|[+-][0-2][0-9]:?[0-5][0-9])?)?(?![\w-])"
+    r"(?:(?:T|,? )([0-2]?[0-9]):([0-5][0-9])(?::([0-5][0-9])(?:\.[0-9]{1,9})?)?(Z|"
+    r"[+-][0-2][0-9]:?[0-5][0-9])?)?(?![\w-])"
 )
 _ISO_MONTH = re.compile(rf"{_B}((?:19|20)[0-9]{{2}})-(0[1-9]|1[0-2]){_E}")
 _SLASHED = re.compile(rf"{_B}([0-9]{{1,2}})/([0-9]{{1,2}})/([0-9]{{4}}|[0-9]{{2}}){_E}")
@@ -48,13 +49,19 @@ _MONTH_ALONE = re.compile(r"(?<!\w)(Jan|Feb|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov|Dec
 _DECADE = re.compile(r"(?<![\w.,'’])(['’]?)([0-9]{2}|[12][0-9]{2}0)['’]?s(?!\w)")
 _ESTABLISHED = re.compile(r"(?<!\w)[Ee]st\. (?=[12][0-9]{3}(?!\w))")
 _SHORT_YEAR = re.compile(r"(?<!\w)['’]([0-9]{2})(?![\w'’])")
-_ERA = re.compile(r"(?<![\w.,$£€])([0-9]{1,4})(?:[-–]([0-9]{1,4}))? ?(BCE|CE|BC|AD|B\.C\.(?:E\.)?|A\.D\.|C\.E\.)(?![\w])")
+_ERA = re.compile(
+    r"(?<![\w.,$£€])([0-9]{1,4})(?:[-–]([0-9]{1,4}))? ?(BCE|CE|BC|AD|B\.C\.(?:E\.)?|A\.D\.|C\.E\.)(?![\w])"
+)
 _AD = re.compile(rf"(?<!\w)(AD|A\.D\.) ([0-9]{{1,4}}){_E}")
-_YEAR_SPAN = re.compile(r"(?<![\w.,$£€#-])([12][0-9]{3})(?:[-–—]| [–—] )([12][0-9]{3}|[0-9]{2})(?![\w,%-]|\.[0-9])")
+_YEAR_SPAN = re.compile(
+    r"(?<![\w.,$£€#-])([12][0-9]{3})(?:[-–—]| [–—] )([12][0-9]{3}|[0-9]{2})(?![\w,%-]|\.[0-9])"
+)
 _BARE_YEAR = re.compile(r"(?<![\w.,$£€¥₹#/-])([12][0-9]{3})(?!\w|[.,/:][0-9]|[-–][0-9]|[%°$€£¥₹])")
 _BEFORE_YEAR = re.compile(
-    r"(?:\b(?:in|since|by|until|till|from|of|year|years|circa|around|before|after|during|for|late|early|mid|and|to|to|through|"
-    r"summer|winter|spring|autumn|fall|season|class|copyright|©|between|or|born|died|c\.|ca\.|q[1-4]|fy|election|olympics|edition)|"
+    r"(?:\b(?:in|since|by|until|till|from|of|year|years|circa|around|before|after|during|for|late|early|mid|and|"
+    r"to|to|through|"
+    r"summer|winter|spring|autumn|fall|season|class|copyright|©|between|or|born|died|c\.|ca\.|q[1-4]|fy|election|"
+    r"olympics|edition)|"
     r"[(©—–])[ ]?$",
     re.IGNORECASE,
 )
@@ -62,7 +69,10 @@ _QUANTITY_AFTER = re.compile(
     r"[ -](?!(?:was|is|has|this|as|us|his|its|thus|series|times|news|elections|olympics|games|words)\b)"
     r"(?:[a-z]+s|people|men|women|children|percent|feet|fish|sheep|more|of|or more|other|different|new|small|large)\b"
 )
-_PLACE_PREPOSITION = re.compile(r"\b(?:in|since|by|until|till|during|circa|year|late|early|summer|winter|spring|autumn|fall)[ ]$", re.IGNORECASE)
+_PLACE_PREPOSITION = re.compile(
+    r"\b(?:in|since|by|until|till|during|circa|year|late|early|summer|winter|spring|autumn|fall)[ ]$",
+    re.IGNORECASE,
+)
 
 
 def _month(name: str) -> str:
@@ -80,7 +90,7 @@ def _full_year(text: str) -> int:
 def apply(tape: Tape, say: EnglishNumbers) -> None:
     """Everything that names a day, a month, a year or a decade."""
     text = tape.text
-    digits = any("0" <= char <= "9" for char in text)
+    digits = tape.has_digits
     if digits:
         tape.rewrite(_ESTABLISHED, "established ")
         _numeric(tape, say)

@@ -20,15 +20,28 @@ _KEYCAP = re.compile("([0-9#*])\ufe0f?\u20e3")
 _SEQUENCE = re.compile(f"[{_PICTURE}][{_MODIFIERS}]*(?:\u200d[{_PICTURE}][{_MODIFIERS}]*)*")
 _LEFT = re.compile(f"[\u200d{_MODIFIERS}]")
 _NAMES = {
-    "👍": "thumbs up", "👎": "thumbs down", "❤": "red heart", "😂": "face with tears of joy", "🤣": "rolling on the floor laughing",
+    "👍": "thumbs up", "👎": "thumbs down", "❤": "red heart", "😂": "face with tears of joy",
+    "🤣": "rolling on the floor laughing",
     "😊": "smiling face", "😀": "grinning face", "🙂": "slightly smiling face", "😍": "smiling face with heart eyes",
-    "🎉": "party popper", "🔥": "fire", "✅": "check mark", "✔": "check mark", "❌": "cross mark", "✖": "cross mark", "⚠": "warning",
-    "⭐": "star", "✨": "sparkles", "🚀": "rocket", "💡": "light bulb", "🙏": "folded hands", "👏": "clapping hands", "💯": "one hundred points",
-    "👋": "waving hand", "🤔": "thinking face", "😭": "loudly crying face", "😉": "winking face", "😎": "smiling face with sunglasses",
-    "📌": "pushpin", "📝": "memo", "🏴": "black flag", "☕": "hot beverage", "☀": "sun", "☎": "telephone", "✏": "pencil", "➡": "right arrow",
+    "🎉": "party popper", "🔥": "fire", "✅": "check mark", "✔": "check mark", "❌": "cross mark", "✖": "cross mark",
+    "⚠": "warning",
+    "⭐": "star", "✨": "sparkles", "🚀": "rocket", "💡": "light bulb", "🙏": "folded hands", "👏": "clapping hands",
+    "💯": "one hundred points",
+    "👋": "waving hand", "🤔": "thinking face", "😭": "loudly crying face", "😉": "winking face",
+    "😎": "smiling face with sunglasses",
+    "📌": "pushpin", "📝": "memo", "🏴": "black flag", "☕": "hot beverage", "☀": "sun", "☎": "telephone",
+    "✏": "pencil", "➡": "right arrow",
     "💻": "laptop", "👨": "man", "👩": "woman", "🧑": "person",
 }  # fmt: skip
-_JOBS = {"💻": "technologist", "🚀": "astronaut", "🏫": "teacher", "🍳": "cook", "🚒": "firefighter", "🔬": "scientist", "🎨": "artist"}
+_JOBS = {
+    "💻": "technologist",
+    "🚀": "astronaut",
+    "🏫": "teacher",
+    "🍳": "cook",
+    "🚒": "firefighter",
+    "🔬": "scientist",
+    "🎨": "artist",
+}
 
 
 def drop(tape: Tape) -> None:

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from . import acronyms, code, counts, dates, emoji, inline, money, punctuation, scientific, symbols, times, units, web, words
+from . import (
+    acronyms,
+    code,
+    counts,
+    dates,
+    emoji,
+    inline,
+    money,
+    punctuation,
+    scientific,
+    symbols,
+    times,
+    units,
+    web,
+    words,
+)
 from .lexicon import Lexicon
 from .numbers import AMERICAN, BRITISH
 from .tape import Tape
@@ -66,10 +81,15 @@ class English:
 
 
 _LANGUAGES = {
-    "py": "Python", "python": "Python", "python3": "Python", "js": "JavaScript", "javascript": "JavaScript", "ts": "TypeScript",
-    "typescript": "TypeScript", "sh": "shell", "bash": "bash", "shell": "shell", "console": "shell", "zsh": "shell", "json": "JSON", "yaml": "YAML",
-    "yml": "YAML", "toml": "TOML", "html": "H T M L", "css": "C S S", "sql": "S Q L", "cpp": "C plus plus", "c++": "C plus plus", "cs": "C sharp",
-    "csharp": "C sharp", "c": "C", "rs": "Rust", "rust": "Rust", "go": "Go", "java": "Java", "rb": "Ruby", "ruby": "Ruby", "xml": "X M L",
-    "md": "Markdown", "markdown": "Markdown", "text": "", "txt": "", "plaintext": "", "diff": "diff", "kt": "Kotlin", "php": "P H P", "tex": "lay tech",
+    "py": "Python", "python": "Python", "python3": "Python", "js": "JavaScript", "javascript": "JavaScript",
+    "ts": "TypeScript",
+    "typescript": "TypeScript", "sh": "shell", "bash": "bash", "shell": "shell", "console": "shell",
+    "zsh": "shell", "json": "JSON", "yaml": "YAML",
+    "yml": "YAML", "toml": "TOML", "html": "H T M L", "css": "C S S", "sql": "S Q L", "cpp": "C plus plus",
+    "c++": "C plus plus", "cs": "C sharp",
+    "csharp": "C sharp", "c": "C", "rs": "Rust", "rust": "Rust", "go": "Go", "java": "Java", "rb": "Ruby",
+    "ruby": "Ruby", "xml": "X M L",
+    "md": "Markdown", "markdown": "Markdown", "text": "", "txt": "", "plaintext": "", "diff": "diff",
+    "kt": "Kotlin", "php": "P H P", "tex": "lay tech",
     "latex": "lay tech", "dockerfile": "Docker",
 }  # fmt: skip

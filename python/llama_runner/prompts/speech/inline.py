@@ -12,7 +12,9 @@ __all__ = ["apply"]
 
 _TICKS = re.compile("`+")
 _IMAGE = re.compile(r"!\[([^\[\]]*)\]\([^()\s]*(?:\([^()\s]*\)[^()\s]*)*(?:\s+\"[^\"]*\"|\s+'[^']*')?\s*\)")
-_LINK = re.compile(r"\[([^\[\]]*)\]\(<?[^()\s<>]*(?:\([^()\s]*\)[^()\s]*)*>?(?:\s+\"[^\"]*\"|\s+'[^']*')?\s*\)")
+_LINK = re.compile(
+    r"\[([^\[\]]*)\]\(<?[^()\s<>]*(?:\([^()\s]*\)[^()\s]*)*>?(?:\s+\"[^\"]*\"|\s+'[^']*')?\s*\)"
+)
 _FOOTNOTE = re.compile(r"\[\^[^\[\]\s]{1,40}\]")
 _CITATION = re.compile(r"(?<=[\w.,;!?)\"”])(?:\[[0-9]{1,3}(?:[,–-] ?[0-9]{1,3})*\])+")
 _LINK_REFERENCE = re.compile(r"\[([^\[\]]+)\]\[[^\[\]]*\]")
@@ -20,9 +22,12 @@ _AUTOLINK = re.compile(r"<((?:https?://|ftp://|mailto:)[^\s<>]+|[^\s<>@]+@[^\s<>
 _COMMENT = re.compile(r"<!--.*?-->")
 _BREAK_TAG = re.compile(r"<(?:br|hr)\s*/?>", re.IGNORECASE)
 _TAG = re.compile(
-    r"</?(?:a|abbr|article|aside|b|big|blockquote|body|button|center|cite|code|col|colgroup|dd|del|details|dfn|div|dl|dt|em|"
-    r"figcaption|figure|font|footer|form|h[1-6]|head|header|html|i|iframe|img|input|ins|kbd|label|li|link|main|mark|meta|nav|"
-    r"ol|option|p|pre|q|s|samp|script|section|select|small|span|strike|strong|style|sub|summary|sup|svg|table|tbody|td|"
+    r"</?(?:a|abbr|article|aside|b|big|blockquote|body|button|center|cite|code|col|colgroup|dd|del|details|dfn|"
+    r"div|dl|dt|em|"
+    r"figcaption|figure|font|footer|form|h[1-6]|head|header|html|i|iframe|img|input|ins|kbd|label|li|link|main|"
+    r"mark|meta|nav|"
+    r"ol|option|p|pre|q|s|samp|script|section|select|small|span|strike|strong|style|sub|summary|sup|svg|table|"
+    r"tbody|td|"
     r"template|textarea|tfoot|th|thead|title|tr|tt|u|ul|var|video|audio|source|think)(?:\s[^<>]*)?/?>",
     re.IGNORECASE,
 )
@@ -113,12 +118,18 @@ def _code_spans(tape: Tape, read_code: Callable[[str], str]) -> None:
 
 # --- LaTeX ---------------------------------------------------------------------------------------------
 
-_MATH = re.compile(r"\$\$([^$]{1,400})\$\$|(?<![\w$])\$(?=[^\s$])([^$]{1,300}?)(?<=[^\s\\])\$(?![\w$])|\\\((.{1,300}?)\\\)|\\\[(.{1,300}?)\\\]")
+_MATH = re.compile(
+    r"\$\$([^$]{1,400})\$\$|(?<![\w$])\$(?=[^\s$])([^$]{1,300}?)(?<=[^\s\\])\$(?![\w$])|\\\((.{1,300}?)\\\)|"
+    r"\\\[(.{1,300}?)\\\]"
+)
 _MATHS_SIGNS = re.compile(r"[\\^_=+<>{}]|^[A-Za-z]$|^-?[0-9.]*[a-z]$")
 _COMMAND = re.compile(r"\\([a-zA-Z]+)\*?")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _ROOT = re.compile(r"\\sqrt\s*(?:\[([^\[\]]*)\])?\s*\{([^{}]*)\}")
-_STYLED = re.compile(r"\\(?:text|mathrm|mathbf|mathit|mathbb|mathcal|operatorname|textbf|emph|boxed|vec|hat|bar|overline)\s*\{([^{}]*)\}")
+_STYLED = re.compile(
+    r"\\(?:text|mathrm|mathbf|mathit|mathbb|mathcal|operatorname|textbf|emph|boxed|vec|hat|bar|"
+    r"overline)\s*\{([^{}]*)\}"
+)
 _RAISED = re.compile(r"\^\{([^{}]*)\}")
 _LOWERED = re.compile(r"_(?:\{([^{}]*)\}|(\w))")
 _SIGNS = {
@@ -151,7 +162,10 @@ def _math(match: re.Match[str]) -> str:
         content = _STYLED.sub(lambda styled: styled[1], content)
         content = _FRACTION.sub(lambda parts: f" {parts[1]} over {parts[2]} ", content)
         content = _ROOT.sub(_root, content)
-        content = _RAISED.sub(lambda raised: f"^{raised[1]}" if re.fullmatch(r"-?\w+", raised[1]) else f"^({raised[1]})", content)
+        content = _RAISED.sub(
+            lambda raised: f"^{raised[1]}" if re.fullmatch(r"-?\w+", raised[1]) else f"^({raised[1]})",
+            content,
+        )
         content = _LOWERED.sub(lambda lowered: f" sub {lowered[1] or lowered[2]} ", content)
         if content == before:
             break

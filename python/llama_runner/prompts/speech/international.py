@@ -21,24 +21,27 @@ _COMMA = frozenset(
     "de fr es it pt nl pl ru uk cs sk da sv no nb nn fi tr ro hu sl sr lt lv is id vi ca be az kk eo".split()
 )
 _POINT_AFTER_ALL = frozenset("es-MX es-GT es-NI de-CH".split())
-# What is said for signs: percent, minus, plus, equals, dot, slash, at, dash, degrees, to (in ranges), code block, footnote.
-_SAID: dict[str, tuple[str, ...]] = {
-    "de": ("Prozent", "minus", "plus", "gleich", "Punkt", "Schrägstrich", "ät", "Strich", "Grad", "bis", "Codeblock", "Fußnote", "und"),
-    "fr": ("pour cent", "moins", "plus", "égale", "point", "barre oblique", "arobase", "tiret", "degrés", "à", "Bloc de code", "Note", "et"),
-    "es": ("por ciento", "menos", "más", "igual a", "punto", "barra", "arroba", "guion", "grados", "a", "Bloque de código", "Nota", "y"),
-    "it": ("per cento", "meno", "più", "uguale", "punto", "barra", "chiocciola", "trattino", "gradi", "a", "Blocco di codice", "Nota", "e"),
-    "pt": ("por cento", "menos", "mais", "igual a", "ponto", "barra", "arroba", "hífen", "graus", "a", "Bloco de código", "Nota", "e"),
-    "nl": ("procent", "min", "plus", "is gelijk aan", "punt", "schuine streep", "apenstaartje", "streepje", "graden", "tot", "Codeblok", "Voetnoot", "en"),
-    "pl": ("procent", "minus", "plus", "równa się", "kropka", "ukośnik", "małpa", "myślnik", "stopni", "do", "Blok kodu", "Przypis", "i"),
-    "ru": ("процентов", "минус", "плюс", "равно", "точка", "косая черта", "собака", "дефис", "градусов", "до", "Блок кода", "Сноска", "и"),
-    "sv": ("procent", "minus", "plus", "lika med", "punkt", "snedstreck", "snabel-a", "bindestreck", "grader", "till", "Kodblock", "Fotnot", "och"),
-    "da": ("procent", "minus", "plus", "lig med", "punktum", "skråstreg", "snabel-a", "bindestreg", "grader", "til", "Kodeblok", "Fodnote", "og"),
-}  # fmt: skip
+# What is said, in the order of _NAMES: of signs, between the ends of a range, before code and a footnote.
+_SAID = {
+    "de": "Prozent|minus|plus|gleich|Punkt|Schrägstrich|ät|Strich|Grad|bis|Codeblock|Fußnote|und",
+    "fr": "pour cent|moins|plus|égale|point|barre oblique|arobase|tiret|degrés|à|Bloc de code|Note|et",
+    "es": "por ciento|menos|más|igual a|punto|barra|arroba|guion|grados|a|Bloque de código|Nota|y",
+    "it": "per cento|meno|più|uguale|punto|barra|chiocciola|trattino|gradi|a|Blocco di codice|Nota|e",
+    "pt": "por cento|menos|mais|igual a|ponto|barra|arroba|hífen|graus|a|Bloco de código|Nota|e",
+    "nl": "procent|min|plus|is gelijk aan|punt|schuine streep|apenstaartje|streepje|graden|tot|Codeblok|Voetnoot|en",
+    "pl": "procent|minus|plus|równa się|kropka|ukośnik|małpa|myślnik|stopni|do|Blok kodu|Przypis|i",
+    "ru": "процентов|минус|плюс|равно|точка|косая черта|собака|дефис|градусов|до|Блок кода|Сноска|и",
+    "sv": "procent|minus|plus|lika med|punkt|snedstreck|snabel-a|bindestreck|grader|till|Kodblock|Fotnot|och",
+    "da": "procent|minus|plus|lig med|punktum|skråstreg|snabel-a|bindestreg|grader|til|Kodeblok|Fodnote|og",
+}
 _NAMES = ("%", "-", "+", "=", ".", "/", "@", "dash", "°", "to", "code", "footnote", "&")
 
 _URL = re.compile(r"(?<![\w@])(?:(?:https?|ftps?|wss?)://|www\.)([^\s<>\"“”`{}|\\^]+)", re.IGNORECASE)
 _EMAIL = re.compile(r"(?<![\w.+-])([\w.+-]{1,64})@((?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24})(?![\w-])")
-_HOST = re.compile(r"(?<![\w@./-])((?:[A-Za-z0-9-]{1,63}\.){1,4}(?:com|org|net|de|fr|es|it|pt|nl|pl|ru|at|ch|be|br|mx|eu|io))(?![\w@-])((?:/[^\s<>\"]*)?)")
+_HOST = re.compile(
+    r"(?<![\w@./-])((?:[A-Za-z0-9-]{1,63}\.){1,4}(?:com|org|net|de|fr|es|it|pt|nl|pl|ru|at|ch|be|br|mx|eu|"
+    r"io))(?![\w@-])((?:/[^\s<>\"]*)?)"
+)
 _PIECE = re.compile(r"[^\W\d_]+|[0-9]+|[^\w\s]|_")
 
 
@@ -54,15 +57,19 @@ class International:
         self._lexicon = lexicon
         self._urls = urls
         said = _SAID.get(self._base)
-        self._said: Mapping[str, str] = dict(zip(_NAMES, said, strict=True)) if said else {}
+        self._said: Mapping[str, str] = dict(zip(_NAMES, said.split("|"), strict=True)) if said else {}
         comma = self._base in _COMMA and tag not in _POINT_AFTER_ALL
         group, decimal = ("[. '’]", ",") if comma else ("[,'’]", r"\.")
         if tag == "de-CH":
             group = "['’]"
-        number = rf"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+(?:{decimal}[0-9]+)?(?![0-9])|[0-9]+(?:{decimal}[0-9]+)?"
+        number = (
+            rf"[0-9]{{1,3}}(?:{group}[0-9]{{3}})+(?:{decimal}[0-9]+)?(?![0-9])|[0-9]+(?:{decimal}[0-9]+)?"
+        )
         self._patterns = {
             "number": re.compile(rf"(?<![0-9])(?:{number})"),
-            "price": re.compile(rf"(?<![\w.,])(-)?(?:([€$£¥₹₽]) ?({number})|({number}) ?([€$£¥₹₽]|(?:{_CODES})(?!\w)))(?!\w)"),
+            "price": re.compile(
+                rf"(?<![\w.,])(-)?(?:([€$£¥₹₽]) ?({number})|({number}) ?([€$£¥₹₽]|(?:{_CODES})(?!\w)))(?!\w)"
+            ),
             "percent": re.compile(rf"(?<![\w.,])([-−+])?({number}) ?%"),
             "degrees": re.compile(rf"(?<![\w.,])([-−+])?({number}) ?°( ?[CF](?!\w))?"),
             "signed": re.compile(rf"(?<![\w.,{HELD})-])([-−+])({number})(?!\w)"),
@@ -74,10 +81,12 @@ class International:
     def read(self, tape: Tape) -> None:
         inline.apply(tape, self.code)
         tape.rewrite(_URL, lambda url: self._address(tape, url[1]))
-        tape.sub(_EMAIL, lambda mail: f"{self._spell(mail[1])} {self._said.get('@', '@')} {self._spell(mail[2])}")
+        tape.sub(
+            _EMAIL, lambda mail: f"{self._spell(mail[1])} {self._said.get('@', '@')} {self._spell(mail[2])}"
+        )
         self._lexicon.apply(tape)
         tape.rewrite(_HOST, lambda host: self._address(tape, host[1] + host[2]))
-        if any("0" <= char <= "9" for char in tape.text):
+        if tape.has_digits:
             self._numbers(tape)
         emoji.drop(tape)
         self._signs(tape)
@@ -104,22 +113,29 @@ class International:
         patterns, said = self._patterns, self._said
 
         def sign(char: str | None) -> str:
-            return {"-": said.get("-", "-"), "−": said.get("-", "-"), "+": said.get("+", "+")}.get(char or "", "") + " "
+            return {"-": said.get("-", "-"), "−": said.get("-", "-"), "+": said.get("+", "+")}.get(
+                char or "", ""
+            ) + " "
 
         if self._ordinal:
-            pattern, gender = self._ordinal
-            tape.sub(pattern, lambda found: self._convert(found[1], "ordinal") if found[1] else gender)
-        tape.sub(patterns["price"], lambda found: self._price(found))
+            tape.sub(self._ordinal, lambda found: self._convert(found[1], "ordinal"))
+        tape.sub(patterns["price"], self._price)
         if "%" in said:
-            tape.sub(patterns["percent"], lambda found: f"{sign(found[1])}{self._cardinal(found[2])} {said['%']}")
+            tape.sub(
+                patterns["percent"], lambda found: f"{sign(found[1])}{self._cardinal(found[2])} {said['%']}"
+            )
         if "°" in said:
             scale = {"C": " Celsius", "F": " Fahrenheit", "": ""}
             tape.sub(
                 patterns["degrees"],
-                lambda found: f"{sign(found[1])}{self._cardinal(found[2])} {said['°']}{scale[(found[3] or '').strip()]}",
+                lambda found: (
+                    f"{sign(found[1])}{self._cardinal(found[2])} {said['°']}{scale[(found[3] or '').strip()]}"
+                ),
             )
         if "to" in said:
-            tape.sub(patterns["range"], lambda found: f"{self._year(found[1])} {said['to']} {self._year(found[2])}")
+            tape.sub(
+                patterns["range"], lambda found: f"{self._year(found[1])} {said['to']} {self._year(found[2])}"
+            )
         tape.sub(patterns["year"], lambda found: self._year(found[1]))
         if "-" in said:
             tape.sub(patterns["signed"], lambda found: f"{sign(found[1])}{self._cardinal(found[2])}")
@@ -147,7 +163,7 @@ class International:
         """What num2words says, or the digits where it says nothing: it has gaps, in each language other ones."""
         import decimal
 
-        import num2words
+        import num2words  # type: ignore[import-untyped]
 
         number = decimal.Decimal(plain) if "." in plain else int(plain)
         for kind in (to, "cardinal"):
@@ -171,9 +187,19 @@ class International:
             return None
         whole = "." not in plain or not int(plain.partition(".")[2])
         try:
-            said = num2words.num2words(decimal.Decimal(plain).quantize(decimal.Decimal("0.01")), lang=self._name, to="currency", currency=code)
+            said = num2words.num2words(
+                decimal.Decimal(plain).quantize(decimal.Decimal("0.01")),
+                lang=self._name,
+                to="currency",
+                currency=code,
+            )
             if whole:  # "five euros and zero cents"
-                said = _without_cents(said, num2words.num2words(decimal.Decimal("0.00"), lang=self._name, to="currency", currency=code))
+                said = _without_cents(
+                    said,
+                    num2words.num2words(
+                        decimal.Decimal("0.00"), lang=self._name, to="currency", currency=code
+                    ),
+                )
         except Exception:
             return None
         prefix = f"{self._said.get('-', '-')} " if minus else ""
@@ -184,7 +210,11 @@ class International:
     def _signs(self, tape: Tape) -> None:
         for sign in "=+&%":
             if sign in self._said:
-                tape.text = tape.text.replace(sign, f" {tape.hold(self._said[sign])} ") if sign in tape.text else tape.text
+                tape.text = (
+                    tape.text.replace(sign, f" {tape.hold(self._said[sign])} ")
+                    if sign in tape.text
+                    else tape.text
+                )
 
     def _address(self, tape: Tape, url: str) -> str:
         trimmed = url.rstrip(".,;:!?'\"*_~’”)]")
@@ -201,7 +231,11 @@ class International:
         out: list[str] = []
         for piece in _PIECE.findall(clean(text)):
             if piece[0].isdecimal():
-                out.append(self._cardinal(piece) if len(piece) <= 4 else " ".join(self._convert(digit, "cardinal") for digit in piece))
+                out.append(
+                    self._cardinal(piece)
+                    if len(piece) <= 4
+                    else " ".join(self._convert(digit, "cardinal") for digit in piece)
+                )
             elif piece == "-":
                 out.append(self._said.get("dash", ""))
             elif piece == "." and not self._said:
@@ -230,13 +264,13 @@ def _without_cents(said: str, nothing: str) -> str:
     return said
 
 
-# How a language writes ordinals in digits. German ones end in -te with an article, and num2words gives that form.
-_ORDINALS: dict[str, tuple[re.Pattern[str], str]] = {
-    "de": (re.compile(r"(?<![\w.,])([0-9]{1,2})\.(?= [A-ZÄÖÜ]?[a-zäöü])"), ""),
-    "fr": (re.compile(r"(?<![\w.,])([0-9]{1,4})(?:ers?|[èe]mes?|es?|re|nd|nde)(?!\w)"), ""),
-    "es": (re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºªo°](?!\w)"), ""),
-    "it": (re.compile(r"(?<![\w.,])([0-9]{1,4})[º°ª](?! ?[CF])(?!\w)"), ""),
-    "pt": (re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª°o](?!\w)"), ""),
-    "nl": (re.compile(r"(?<![\w.,])([0-9]{1,4})(?:e|ste|de)(?!\w)"), ""),
-    "sv": (re.compile(r"(?<![\w.,])([0-9]{1,4}):(?:a|e)(?!\w)"), ""),
+# How a language writes ordinals in digits.
+_ORDINALS: dict[str, re.Pattern[str]] = {
+    "de": re.compile(r"(?<![\w.,])([0-9]{1,2})\.(?= [A-ZÄÖÜ]?[a-zäöü])"),
+    "fr": re.compile(r"(?<![\w.,])([0-9]{1,4})(?:ers?|[èe]mes?|es?|re|nd|nde)(?!\w)"),
+    "es": re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºªo°](?!\w)"),
+    "it": re.compile(r"(?<![\w.,])([0-9]{1,4})[º°ª](?! ?[CF])(?!\w)"),
+    "pt": re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºª°o](?!\w)"),
+    "nl": re.compile(r"(?<![\w.,])([0-9]{1,4})(?:e|ste|de)(?!\w)"),
+    "sv": re.compile(r"(?<![\w.,])([0-9]{1,4}):(?:a|e)(?!\w)"),
 }

@@ -35,13 +35,14 @@ class Lexicon(Mapping[str, "str | Pronunciation"]):
 
     Only whole words match, so ``cat`` is not found in ``category``. A written form without capitals matches every
     case (``nginx``, ``Nginx``, ``NGINX``); one with a capital matches only as it stands (``US`` is not ``us``). Of
-    several that match at a place, the longest wins, and of two that are as long, the one whose case agrees. Spoken forms
+    several that match at a place, the longest wins, and of two that are as long,
+    the one whose case agrees. Spoken forms
     are said as they stand: no other rule reads them.
     """
 
     __slots__ = ("_entries", "_index")
 
-    def __init__(self, entries: Mapping[str, str | Pronunciation] = {}) -> None:  # noqa: B006 - never written to
+    def __init__(self, entries: Mapping[str, str | Pronunciation] = {}) -> None:
         if not isinstance(entries, Mapping):
             raise ArgumentTypeError(
                 f"a lexicon is a mapping of written to spoken forms, not {type(entries).__name__}"
@@ -51,7 +52,7 @@ class Lexicon(Mapping[str, "str | Pronunciation"]):
         for written, spoken in entries.items():
             self._add(written, spoken)
         for candidates in self._index.values():
-            candidates.sort(key=lambda entry: (-len(entry[0]), -sum(map(len, entry[0])), not entry[1]))
+            candidates.sort(key=lambda entry: (-len(entry[0]), -sum(map(len, entry[0])), entry[1]))
 
     @classmethod
     def load(cls, path: str | Path) -> Lexicon:
@@ -66,7 +67,8 @@ class Lexicon(Mapping[str, "str | Pronunciation"]):
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidArgumentError(f"{str(path)!r} is not TOML: {error}") from error
         entries: dict[str, str | Pronunciation] = {}
-        for written, spoken in data.items():
+        for written, value in data.items():
+            spoken = value
             if isinstance(spoken, dict):
                 if not spoken.keys() <= {"ipa", "plain"} or "ipa" not in spoken:
                     raise InvalidArgumentError(
@@ -81,7 +83,9 @@ class Lexicon(Mapping[str, "str | Pronunciation"]):
             raise ArgumentTypeError(f"a written form is a str, not {type(written).__name__}: {written!r}")
         tokens = [token if token.strip() else " " for token in _TOKEN.findall(clean(written).strip())]
         if not tokens:
-            raise InvalidArgumentError(f"a written form needs a character that can be seen, {written!r} has none")
+            raise InvalidArgumentError(
+                f"a written form needs a character that can be seen, {written!r} has none"
+            )
         self._entries[written] = spoken
         any_case = written == written.lower()
         if any_case:
@@ -144,11 +148,13 @@ def _part(written: str, spoken: object) -> Part:
     if isinstance(spoken, str) and len(spoken) > 1 and spoken.startswith("/") and spoken.endswith("/"):
         spoken = Pronunciation(spoken[1:-1])
     if isinstance(spoken, Pronunciation):
-        ipa = clean(spoken.ipa).strip() if isinstance(spoken.ipa, str) else ""
-        plain = written if spoken.plain is None else spoken.plain
-        if not ipa or not isinstance(plain, str):
-            raise InvalidArgumentError(f"the IPA for {written!r} is a text between slashes, not {spoken!r}")
-        return Phoneme(ipa, clean(plain).strip())
+        given: tuple[object, object] = (spoken.ipa, written if spoken.plain is None else spoken.plain)
+        ipa, plain = (clean(text).strip() if isinstance(text, str) else "" for text in given)
+        if not ipa or not plain:
+            raise InvalidArgumentError(
+                f"the IPA for {written!r}, and its plain form, are texts that are not empty, not {spoken!r}"
+            )
+        return Phoneme(ipa, plain)
     if not isinstance(spoken, str):
         raise ArgumentTypeError(
             f"the spoken form of {written!r} is a str or a Pronunciation, not {type(spoken).__name__}"

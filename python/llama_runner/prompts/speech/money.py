@@ -12,36 +12,54 @@ __all__ = ["MULTIPLIERS", "apply"]
 # Symbol or code: unit, units, hundredth, hundredths; no hundredth where the currency has none in use.
 _DOLLAR = ("dollar", "dollars", "cent", "cents")
 _CURRENCIES: dict[str, tuple[str, str, str, str]] = {
-    "$": _DOLLAR, "US$": ("U S dollar", "U S dollars", "cent", "cents"), "USD": ("U S dollar", "U S dollars", "cent", "cents"),
-    "C$": ("Canadian dollar", "Canadian dollars", "cent", "cents"), "CA$": ("Canadian dollar", "Canadian dollars", "cent", "cents"),
+    "$": _DOLLAR, "US$": ("U S dollar", "U S dollars", "cent", "cents"),
+    "USD": ("U S dollar", "U S dollars", "cent", "cents"),
+    "C$": ("Canadian dollar", "Canadian dollars", "cent", "cents"),
+    "CA$": ("Canadian dollar", "Canadian dollars", "cent", "cents"),
     "CAD": ("Canadian dollar", "Canadian dollars", "cent", "cents"),
-    "A$": ("Australian dollar", "Australian dollars", "cent", "cents"), "AUD": ("Australian dollar", "Australian dollars", "cent", "cents"),
-    "NZ$": ("New Zealand dollar", "New Zealand dollars", "cent", "cents"), "NZD": ("New Zealand dollar", "New Zealand dollars", "cent", "cents"),
-    "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"), "HKD": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
-    "S$": ("Singapore dollar", "Singapore dollars", "cent", "cents"), "SGD": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
-    "R$": ("real", "reais", "centavo", "centavos"), "BRL": ("Brazilian real", "Brazilian reais", "centavo", "centavos"),
+    "A$": ("Australian dollar", "Australian dollars", "cent", "cents"),
+    "AUD": ("Australian dollar", "Australian dollars", "cent", "cents"),
+    "NZ$": ("New Zealand dollar", "New Zealand dollars", "cent", "cents"),
+    "NZD": ("New Zealand dollar", "New Zealand dollars", "cent", "cents"),
+    "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
+    "HKD": ("Hong Kong dollar", "Hong Kong dollars", "cent", "cents"),
+    "S$": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
+    "SGD": ("Singapore dollar", "Singapore dollars", "cent", "cents"),
+    "R$": ("real", "reais", "centavo", "centavos"),
+    "BRL": ("Brazilian real", "Brazilian reais", "centavo", "centavos"),
     "€": ("euro", "euros", "cent", "cents"), "EUR": ("euro", "euros", "cent", "cents"),
     "£": ("pound", "pounds", "penny", "pence"), "GBP": ("pound", "pounds", "penny", "pence"),
-    "¥": ("yen", "yen", "", ""), "JPY": ("yen", "yen", "", ""), "CNY": ("yuan", "yuan", "", ""), "RMB": ("yuan", "yuan", "", ""),
+    "¥": ("yen", "yen", "", ""), "JPY": ("yen", "yen", "", ""), "CNY": ("yuan", "yuan", "", ""),
+    "RMB": ("yuan", "yuan", "", ""),
     "₹": ("rupee", "rupees", "paisa", "paise"), "INR": ("rupee", "rupees", "paisa", "paise"),
     "₩": ("won", "won", "", ""), "KRW": ("won", "won", "", ""), "₽": ("ruble", "rubles", "kopeck", "kopecks"),
-    "RUB": ("ruble", "rubles", "kopeck", "kopecks"), "₺": ("lira", "lira", "kurus", "kurus"), "TRY": ("lira", "lira", "kurus", "kurus"),
-    "₫": ("dong", "dong", "", ""), "VND": ("dong", "dong", "", ""), "₴": ("hryvnia", "hryvnias", "kopiyka", "kopiykas"),
+    "RUB": ("ruble", "rubles", "kopeck", "kopecks"), "₺": ("lira", "lira", "kurus", "kurus"),
+    "TRY": ("lira", "lira", "kurus", "kurus"),
+    "₫": ("dong", "dong", "", ""), "VND": ("dong", "dong", "", ""),
+    "₴": ("hryvnia", "hryvnias", "kopiyka", "kopiykas"),
     "UAH": ("hryvnia", "hryvnias", "kopiyka", "kopiykas"), "₪": ("shekel", "shekels", "agora", "agorot"),
-    "ILS": ("shekel", "shekels", "agora", "agorot"), "฿": ("baht", "baht", "satang", "satang"), "THB": ("baht", "baht", "satang", "satang"),
-    "₱": ("peso", "pesos", "centavo", "centavos"), "PHP": ("Philippine peso", "Philippine pesos", "centavo", "centavos"),
+    "ILS": ("shekel", "shekels", "agora", "agorot"), "฿": ("baht", "baht", "satang", "satang"),
+    "THB": ("baht", "baht", "satang", "satang"),
+    "₱": ("peso", "pesos", "centavo", "centavos"),
+    "PHP": ("Philippine peso", "Philippine pesos", "centavo", "centavos"),
     "MXN": ("Mexican peso", "Mexican pesos", "centavo", "centavos"), "₦": ("naira", "naira", "kobo", "kobo"),
     "NGN": ("naira", "naira", "kobo", "kobo"), "CHF": ("Swiss franc", "Swiss francs", "rappen", "rappen"),
-    "SEK": ("Swedish krona", "Swedish kronor", "öre", "öre"), "NOK": ("Norwegian krone", "Norwegian kroner", "øre", "øre"),
+    "SEK": ("Swedish krona", "Swedish kronor", "öre", "öre"),
+    "NOK": ("Norwegian krone", "Norwegian kroner", "øre", "øre"),
     "DKK": ("Danish krone", "Danish kroner", "øre", "øre"), "PLN": ("zloty", "zlotys", "grosz", "groszy"),
-    "zł": ("zloty", "zlotys", "grosz", "groszy"), "CZK": ("koruna", "korunas", "", ""), "HUF": ("forint", "forints", "", ""),
-    "ZAR": ("rand", "rand", "cent", "cents"), "₿": ("bitcoin", "bitcoins", "", ""), "BTC": ("bitcoin", "bitcoins", "", ""),
-    "ETH": ("ether", "ether", "", ""), "AED": ("dirham", "dirhams", "fils", "fils"), "SAR": ("riyal", "riyals", "", ""),
+    "zł": ("zloty", "zlotys", "grosz", "groszy"), "CZK": ("koruna", "korunas", "", ""),
+    "HUF": ("forint", "forints", "", ""),
+    "ZAR": ("rand", "rand", "cent", "cents"), "₿": ("bitcoin", "bitcoins", "", ""),
+    "BTC": ("bitcoin", "bitcoins", "", ""),
+    "ETH": ("ether", "ether", "", ""), "AED": ("dirham", "dirhams", "fils", "fils"),
+    "SAR": ("riyal", "riyals", "", ""),
 }  # fmt: skip
 
 MULTIPLIERS = {
-    "k": "thousand", "K": "thousand", "thousand": "thousand", "m": "million", "M": "million", "mm": "million", "MM": "million",
-    "mn": "million", "mil": "million", "million": "million", "B": "billion", "b": "billion", "bn": "billion", "Bn": "billion",
+    "k": "thousand", "K": "thousand", "thousand": "thousand", "m": "million", "M": "million", "mm": "million",
+    "MM": "million",
+    "mn": "million", "mil": "million", "million": "million", "B": "billion", "b": "billion", "bn": "billion",
+    "Bn": "billion",
     "BN": "billion", "billion": "billion", "T": "trillion", "t": "trillion", "tn": "trillion", "Tn": "trillion",
     "trn": "trillion", "trillion": "trillion", "lakh": "lakh", "crore": "crore", "quadrillion": "quadrillion",
     "hundred": "hundred",
@@ -51,10 +69,17 @@ _SYMBOLS = sorted((sign for sign in _CURRENCIES if not sign[-1].isalpha()), key=
 _CODES = [sign for sign in _CURRENCIES if sign[-1].isalpha()]
 _SIGN = "|".join(map(re.escape, _SYMBOLS))
 _CODE = "|".join(_CODES)
-_NUMBER = r"[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]{2}(?![0-9])|[0-9]{1,3}(?:,[0-9]{2,3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
-_TIMES = r"(?:[ -]?(thousand|million|billion|trillion|quadrillion|lakh|crore)(?!\w)|(mil|[Bb]n|BN|[Tt]n|trn|mn|mm|MM|[kKmMbBtT])(?!\w))?"
+_NUMBER = (
+    r"[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]{2}(?![0-9])|[0-9]{1,3}(?:,[0-9]{2,3})+(?:\.[0-9]+)?|"
+    r"[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
+)
+_TIMES = (
+    r"(?:[ -]?(thousand|million|billion|trillion|quadrillion|lakh|crore)(?!\w)|"
+    r"(mil|[Bb]n|BN|[Tt]n|trn|mn|mm|MM|[kKmMbBtT])(?!\w))?"
+)
 _PER = (
-    r"(?:(?: ?/ ?| per )(month|mo|year|yr|hour|hr|h|day|week|wk|person|user|seat|GB|kg|lb|mile|token|1M tokens|1K tokens|unit|"
+    r"(?:(?: ?/ ?| per )(month|mo|year|yr|hour|hr|h|day|week|wk|person|user|seat|GB|kg|lb|mile|token|1M tokens|"
+    r"1K tokens|unit|"
     r"item|piece|night|share|ton|gallon|sq ft|kWh)(?!\w))?"
 )
 _RANGE = r"(?: ?(?:[-–—]|to) ?"
@@ -69,17 +94,21 @@ _COMMA_CENTS = re.compile(r"[0-9]+(?:\.[0-9]{3})*,[0-9]{2}")  # 19,99 €
 _CENTS = re.compile(rf"(?<![\w.,])({_NUMBER}) ?¢(?!\w)")
 _PENCE = re.compile(r"(?<![\w.,])([0-9]{1,3})p(?= (?:each|per|off|a |for |coin))")
 _ARTICLE = re.compile(r"\b(?:an?|per|this|that|her|his|their|my|our) $", re.IGNORECASE)
-_NOUN_AFTER = re.compile(r"[ -](?!(?:a|an|and|or|in|on|at|to|for|from|per|of|by|with|is|was|each|off|more|less)\b)[a-z]{3,}")
+_NOUN_AFTER = re.compile(
+    r"[ -](?!(?:a|an|and|or|in|on|at|to|for|from|per|of|by|with|is|was|each|off|more|less)\b)[a-z]{3,}"
+)
 _PER_WORDS = {
-    "mo": "month", "yr": "year", "hr": "hour", "h": "hour", "wk": "week", "GB": "gigabyte", "kg": "kilogram", "lb": "pound",
-    "1M tokens": "one million tokens", "1K tokens": "one thousand tokens", "sq ft": "square foot", "kWh": "kilowatt hour",
+    "mo": "month", "yr": "year", "hr": "hour", "h": "hour", "wk": "week", "GB": "gigabyte", "kg": "kilogram",
+    "lb": "pound",
+    "1M tokens": "one million tokens", "1K tokens": "one thousand tokens", "sq ft": "square foot",
+    "kWh": "kilowatt hour",
 }  # fmt: skip
 
 
 def apply(tape: Tape, say: EnglishNumbers) -> None:
     """Prices with a symbol or a code before or after them."""
     text = tape.text
-    if not any("0" <= char <= "9" for char in text):
+    if not tape.has_digits:
         return
     if any(sign in text for sign in _CURRENCIES):
         tape.sub(_PREFIXED, lambda found: _prefixed(found, say))

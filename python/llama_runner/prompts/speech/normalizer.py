@@ -44,16 +44,18 @@ class _HasText(Protocol):
 
 
 class SpeechNormalizer:
-    """Reads texts by the same options; see :class:`SpeechOptions` for the keywords. Immutable, so threads may share it."""
+    """Reads texts by the same options. Immutable, so threads may share it."""
 
     __slots__ = ("_voice", "options")
 
     def __init__(self, options: SpeechOptions | None = None) -> None:
         self.options = SpeechOptions() if options is None else options
-        self._voice = voice(self.options.language, self.options.lexicon, self.options.emoji, self.options.urls)
+        self._voice = voice(
+            self.options.language, self.options.lexicon, self.options.emoji, self.options.urls
+        )
 
     def speakable(self, text: str) -> str:
-        """The whole text: sentences with a blank between them, paragraphs on lines of their own; or one SSML document."""
+        """The whole text: a blank between sentences, a line break between paragraphs; or one SSML document."""
         paragraphs: list[list[str]] = []
         pauses: list[str] = []
         for sentence, said in self._sentences(_segments(self.options, text)):
@@ -77,13 +79,17 @@ class SpeechNormalizer:
         """A stream that reads by these options."""
         return SpeechStream._of(self)
 
-    def _sentences(self, segments: Iterable[Segment], state: _Place | None = None) -> Iterator[tuple[Sentence, str]]:
+    def _sentences(
+        self, segments: Iterable[Segment], state: _Place | None = None
+    ) -> Iterator[tuple[Sentence, str]]:
         """Each sentence and what is said in it without the document around it."""
         place = _Place() if state is None else state
         for segment in segments:
             parts = self._parts(segment)
             plain = ssml.plain(parts)
-            if not any(char.isalnum() for char in plain) and not any(not isinstance(part, str) for part in parts):
+            if not any(char.isalnum() for char in plain) and not any(
+                not isinstance(part, str) for part in parts
+            ):
                 place.section |= segment.section
                 continue
             pause = place.before(segment)
@@ -192,7 +198,8 @@ def _ended(text: str) -> str:
 class SpeechStream:
     """Takes a text as it is generated and gives each sentence as soon as it is certain where it ends.
 
-    That takes a few characters of what follows. The sentences are the same however the text is cut. One thread at a time.
+    That takes a few characters of what follows. The sentences are the same however the text is cut.
+    One thread at a time.
     """
 
     __slots__ = ("_normalizer", "_place", "_reader")
@@ -210,7 +217,14 @@ class SpeechStream:
         **unknown: Never,
     ) -> None:
         options = SpeechOptions(
-            language=language, lexicon=lexicon, form=form, code=code, emoji=emoji, urls=urls, tables=tables, **unknown
+            language=language,
+            lexicon=lexicon,
+            form=form,
+            code=code,
+            emoji=emoji,
+            urls=urls,
+            tables=tables,
+            **unknown,
         )
         self._begin(SpeechNormalizer(options))
 
@@ -258,7 +272,9 @@ class SpeechStream:
 def _text(piece: object) -> str:
     text = piece if isinstance(piece, str) else getattr(piece, "text", None)
     if not isinstance(text, str):
-        raise ArgumentTypeError(f"a piece is a str or has a text, as a Chunk does; {type(piece).__name__} has none")
+        raise ArgumentTypeError(
+            f"a piece is a str or has a text, as a Chunk does; {type(piece).__name__} has none"
+        )
     return text
 
 

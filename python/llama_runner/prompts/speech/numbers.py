@@ -118,9 +118,8 @@ class EnglishNumbers:
         whole, point, decimals = text.replace(",", "").partition(".")
         if not whole and decimals:
             return f"point {self.digits(decimals)}"
-        if len(whole) > 1 and whole[0] == "0":
-            words = self.digits(whole)
-        elif len(whole) > (_NAMED if "," in text else _PLAIN_RUN):
+        longest = _NAMED if "," in text else _PLAIN_RUN
+        if len(whole) > longest or (len(whole) > 1 and whole[0] == "0"):
             words = self.digits(whole)
         else:
             words = self.cardinal(int(whole or "0"))
@@ -147,10 +146,8 @@ class EnglishNumbers:
 @functools.cache
 def _below_thousand(number: int, british: bool) -> str:
     hundreds, rest = divmod(number, 100)
-    if rest < 20:
-        words = _ONES[rest]
-    else:
-        words = _TENS[rest // 10] + (f"-{_ONES[rest % 10]}" if rest % 10 else "")
+    tens, ones = divmod(rest, 10)
+    words = _ONES[rest] if rest < 20 else f"{_TENS[tens]}-{_ONES[ones]}" if ones else _TENS[tens]
     if not hundreds:
         return words
     head = f"{_ONES[hundreds]} hundred"

@@ -55,7 +55,11 @@ class SpeechOptions:
             raise unknown_name(name, [field.name for field in dataclasses.fields(self)], "SpeechOptions")
         put = object.__setattr__
         put(self, "language", check_language(language))
-        put(self, "lexicon", lexicon if isinstance(lexicon, Lexicon) else Lexicon({} if lexicon is None else lexicon))
+        put(
+            self,
+            "lexicon",
+            lexicon if isinstance(lexicon, Lexicon) else Lexicon({} if lexicon is None else lexicon),
+        )
         put(self, "form", _one_of("form", form, get_args(Form)))
         put(self, "code", _one_of("code", code, get_args(CodeMode)))
         put(self, "emoji", _one_of("emoji", emoji, get_args(EmojiMode)))

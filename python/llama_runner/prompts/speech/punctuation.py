@@ -19,7 +19,9 @@ _APOSTROPHE = re.compile(rf"(?<=[\w{HELD}])[’'ʼ](?=\w)|(?<=s)[’'](?= )")
 _KEPT = "\ue000"  # not a character of any text that has been cleaned
 _SILENT = re.compile(r"[\"'“”„‟‘’‚‛«»‹›`´*_~|\\\[\]{}<>^#•‣◦▪●■□◆◇★☆®™℠†‡¤¦¨¯¸ªº=+/]+")
 _KNOWN = re.compile(rf"[^\w\s{HELD}{PAUSE_DASH}{PAUSE_DOTS}{_KEPT}.,;:!?…。！？、，；：।॥؟،؛¿¡。·'’&%@$€£-]")
-_MARKS = re.compile(f"[ ,;:{PAUSE_DASH}{PAUSE_DOTS}]*[,;:{PAUSE_DASH}{PAUSE_DOTS}][ ,;:{PAUSE_DASH}{PAUSE_DOTS}]*")
+_MARKS = re.compile(
+    f"[ ,;:{PAUSE_DASH}{PAUSE_DOTS}]*[,;:{PAUSE_DASH}{PAUSE_DOTS}][ ,;:{PAUSE_DASH}{PAUSE_DOTS}]*"
+)
 _BEFORE_END = re.compile(f"[ ,;:{PAUSE_DASH}{PAUSE_DOTS}]+(?=[.!?])")
 _ENDS = re.compile(r"([.!?])(?: ?[.!?])+")
 _EDGE = f" ,;:.{PAUSE_DASH}{PAUSE_DOTS}"

@@ -12,10 +12,24 @@ __all__ = ["apply"]
 
 _E = r"(?![\w]|[.,][0-9])"
 _UNIT = rf"(?: ?({SYMBOL}))?"
-_DIGITS = {"²": "2", "³": "3", "⁰": "0", "¹": "1", "⁴": "4", "⁵": "5", "⁶": "6", "⁷": "7", "⁸": "8", "⁹": "9", "⁻": "-", "ⁿ": "n"}
+_DIGITS = {
+    "²": "2",
+    "³": "3",
+    "⁰": "0",
+    "¹": "1",
+    "⁴": "4",
+    "⁵": "5",
+    "⁶": "6",
+    "⁷": "7",
+    "⁸": "8",
+    "⁹": "9",
+    "⁻": "-",
+    "ⁿ": "n",
+}
 _SCIENTIFIC = re.compile(rf"(?<![\w.,])([-−+])?([0-9]+(?:\.[0-9]+)?)[eE]([-−+]?)([0-9]{{1,4}}){_UNIT}{_E}")
 _TIMES_TEN = re.compile(
-    rf"(?<![\w.,])([-−])?([0-9]+(?:\.[0-9]+)?) ?[×x·*] ?10(?:\^\(?\{{?([-−]?[0-9]{{1,4}})\}}?\)?|([⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)){_UNIT}{_E}"
+    rf"(?<![\w.,])([-−])?([0-9]+(?:\.[0-9]+)?) ?[×x·*] ?10(?:\^\(?\{{?([-−]?[0-9]{{1,4}})\}}?\)?|"
+    rf"([⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+)){_UNIT}{_E}"
 )
 _TEN_TO = re.compile(r"(?<![\w.,])([0-9]+)(?:\^\(?\{?([-−]?[0-9]{1,4})\}?\)?(?![\w.])|([⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+))")
 
@@ -23,14 +37,19 @@ _TEN_TO = re.compile(r"(?<![\w.,])([0-9]+)(?:\^\(?\{?([-−]?[0-9]{1,4})\}?\)?(?
 def apply(tape: Tape, say: EnglishNumbers) -> None:
     """Powers of ten, and other numbers with an exponent."""
     text = tape.text
-    if not any("0" <= char <= "9" for char in text):
+    if not tape.has_digits:
         return
     if "e" in text or "E" in text:
         tape.sub(_SCIENTIFIC, lambda found: _power(found[1], found[2], found[3] + found[4], found[5], say))
     if "10" in text:
-        tape.sub(_TIMES_TEN, lambda found: _power(found[1], found[2], found[3] or _lowered(found[4]), found[5], say))
+        tape.sub(
+            _TIMES_TEN,
+            lambda found: _power(found[1], found[2], found[3] or _lowered(found[4]), found[5], say),
+        )
     if "^" in text or not text.isascii():
-        tape.sub(_TEN_TO, lambda found: f"{say.literal(found[1])}{_exponent(found[2] or _lowered(found[3]), say)}")
+        tape.sub(
+            _TEN_TO, lambda found: f"{say.literal(found[1])}{_exponent(found[2] or _lowered(found[3]), say)}"
+        )
 
 
 def _lowered(superscript: str | None) -> str:
@@ -54,5 +73,3 @@ def _power(sign: str | None, base: str, power: str, unit: str | None, say: Engli
     exponent = f"the minus {say.cardinal(-number)}" if number < 0 else f"the {say.ordinal(number)}"
     minus = "minus " if sign and sign != "+" else ""
     return f"{minus}{say.literal(base)} times ten to {exponent}" + (f" {unit_name(unit)}" if unit else "")
-
-

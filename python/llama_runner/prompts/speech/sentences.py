@@ -1,6 +1,7 @@
 """Where a sentence ends, decided while the text still arrives.
 
-Text is taken character by character as far as decisions go, and each decision depends on nothing but the characters up
+Text is taken character by character as far as decisions go,
+and each decision depends on nothing but the characters up
 to it. So the sentences are the same however the text is cut into pieces.
 """
 
@@ -33,7 +34,7 @@ class SentenceSplitter:
     ``emit`` gets the text and whether it was cut for its length.
     """
 
-    __slots__ = ("_buffer", "_code", "_emit", "_gap", "_mark", "_open_at", "_depth", "_rules")
+    __slots__ = ("_buffer", "_code", "_depth", "_emit", "_gap", "_mark", "_open_at", "_rules")
 
     def __init__(self, rules: SplitRules, emit: Callable[[str, bool], None]) -> None:
         self._rules = rules

@@ -10,44 +10,70 @@ from .tape import HELD, Tape
 __all__ = ["apply", "powers"]
 
 _SIGNS = {
-    "=": "equals", "≠": "does not equal", "≈": "is approximately", "≅": "is congruent to", "≡": "is equivalent to", "<": "is less than",
-    ">": "is greater than", "≤": "is less than or equal to", "≥": "is greater than or equal to", "×": "times", "÷": "divided by",
-    "±": "plus or minus", "∓": "minus or plus", "√": "the square root of", "∛": "the cube root of", "∞": "infinity", "∑": "the sum of",
-    "∏": "the product of", "∫": "the integral of", "∂": "partial", "∇": "nabla", "∈": "in", "∉": "not in", "⊂": "is a subset of",
-    "⊆": "is a subset of", "∪": "union", "∩": "intersection", "∀": "for all", "∃": "there exists", "∅": "the empty set", "∧": "and", "∨": "or",
-    "¬": "not", "∴": "therefore", "∵": "because", "∝": "is proportional to", "⇒": "implies", "⟹": "implies", "⇔": "if and only if",
-    "→": "to", "⟶": "to", "←": "from", "↔": "to and from", "↑": "up", "↓": "down", "↦": "maps to", "⊕": "X or", "·": "times", "⋅": "times", "∗": "times",
-    "°": "degrees", "©": "copyright", "§": "section", "¶": "paragraph", "&": "and", "@": "at", "%": "percent", "+": "plus",
-    "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees", "$": "dollars", "¢": "cents", "∠": "angle", "⊥": "is perpendicular to", "∥": "is parallel to",
-    "ℝ": "the reals", "ℕ": "the naturals", "ℤ": "the integers", "ℂ": "the complex numbers", "ℚ": "the rationals", "−": "minus", "^": "to the power of",
+    "=": "equals", "≠": "does not equal", "≈": "is approximately", "≅": "is congruent to", "≡": "is equivalent to",
+    "<": "is less than",
+    ">": "is greater than", "≤": "is less than or equal to", "≥": "is greater than or equal to", "×": "times",
+    "÷": "divided by",
+    "±": "plus or minus", "∓": "minus or plus", "√": "the square root of", "∛": "the cube root of",
+    "∞": "infinity", "∑": "the sum of",
+    "∏": "the product of", "∫": "the integral of", "∂": "partial", "∇": "nabla", "∈": "in", "∉": "not in",
+    "⊂": "is a subset of",
+    "⊆": "is a subset of", "∪": "union", "∩": "intersection", "∀": "for all", "∃": "there exists",
+    "∅": "the empty set", "∧": "and", "∨": "or",
+    "¬": "not", "∴": "therefore", "∵": "because", "∝": "is proportional to", "⇒": "implies", "⟹": "implies",
+    "⇔": "if and only if",
+    "→": "to", "⟶": "to", "←": "from", "↔": "to and from", "↑": "up", "↓": "down", "↦": "maps to", "⊕": "X or",
+    "·": "times", "⋅": "times", "∗": "times",
+    "°": "degrees", "©": "copyright", "§": "section", "¶": "paragraph", "&": "and", "@": "at", "%": "percent",
+    "+": "plus",
+    "€": "euros", "£": "pounds", "¥": "yen", "₹": "rupees", "$": "dollars", "¢": "cents", "∠": "angle",
+    "⊥": "is perpendicular to", "∥": "is parallel to",
+    "ℝ": "the reals", "ℕ": "the naturals", "ℤ": "the integers", "ℂ": "the complex numbers", "ℚ": "the rationals",
+    "−": "minus", "^": "to the power of",
 }  # fmt: skip
 _ASCII = {
-    "<->": "↔", "<=>": "⇔", "==>": "⇒", "-->": "→", "<--": "←", "=>": "⇒", "->": "→", "<-": "←", "!=": "≠", "<=": "≤", ">=": "≥",
+    "<->": "↔", "<=>": "⇔", "==>": "⇒", "-->": "→", "<--": "←", "=>": "⇒", "->": "→", "<-": "←", "!=": "≠",
+    "<=": "≤", ">=": "≥",
     "===": "=", "==": "=", ":=": "=", "+/-": "±", "+-": "±", "&&": "&", "~=": "≈",
 }  # fmt: skip
 _GREEK = {
-    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta", "ι": "iota", "κ": "kappa",
-    "λ": "lambda", "μ": "mu", "µ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau", "υ": "upsilon", "φ": "phi", "χ": "chi",
-    "ψ": "psi", "ω": "omega", "Γ": "gamma", "Δ": "delta", "Θ": "theta", "Λ": "lambda", "Ξ": "xi", "Π": "pi", "Σ": "sigma", "Φ": "phi",
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "ζ": "zeta", "η": "eta", "θ": "theta",
+    "ι": "iota", "κ": "kappa",
+    "λ": "lambda", "μ": "mu", "µ": "mu", "ν": "nu", "ξ": "xi", "π": "pi", "ρ": "rho", "σ": "sigma", "τ": "tau",
+    "υ": "upsilon", "φ": "phi", "χ": "chi",
+    "ψ": "psi", "ω": "omega", "Γ": "gamma", "Δ": "delta", "Θ": "theta", "Λ": "lambda", "Ξ": "xi", "Π": "pi",
+    "Σ": "sigma", "Φ": "phi",
     "Ψ": "psi", "Ω": "omega",
 }  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 _COMPARED = re.compile(rf"^([<>≤≥≈~]) ?(?=[0-9.{HELD}$€£])|(?<=[ (])([<>≤≥≈~])(?=[0-9.{HELD}$€£])")
-_COMPARED_WORDS = {"<": "less than ", ">": "more than ", "≤": "at most ", "≥": "at least ", "≈": "approximately ", "~": "about "}
+_COMPARED_WORDS = {
+    "<": "less than ",
+    ">": "more than ",
+    "≤": "at most ",
+    "≥": "at least ",
+    "≈": "approximately ",
+    "~": "about ",
+}
 _ASCII_USE = re.compile("|".join(re.escape(sign) for sign in sorted(_ASCII, key=len, reverse=True)))
 _POWER = re.compile(rf"(?<=[\w){HELD}])(?:\^\{{?\(?([-−]?[\w.{HELD}]+)\)?\}}?|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+))")
 _SUBSCRIPT = re.compile(r"(?<=[A-Za-z)])([₀₁₂₃₄₅₆₇₈₉]+)")
 _TIMES = re.compile(rf"(?<=[\w){HELD}]) ?\* ?(?=[\w({HELD}])")
-_MINUS = re.compile(rf"(?<=[0-9){HELD}²³] )[-–](?= [0-9A-Za-z({HELD}])|(?<=\b[a-z] )[-–](?= (?:[0-9a-z(]|[{HELD}])(?!\w))|(?<=[0-9{HELD}])-(?=[0-9{HELD}a-z])(?=[^.]*=)")
+_MINUS = re.compile(
+    rf"(?<=[0-9){HELD}²³] )[-–](?= [0-9A-Za-z({HELD}])|(?<=\b[a-z] )[-–](?= (?:[0-9a-z(]|[{HELD}])(?!\w))|"
+    rf"(?<=[0-9{HELD}])-(?=[0-9{HELD}a-z])(?=[^.]*=)"
+)
 _UNARY = re.compile(rf"(?<![\w){HELD}])[-−](?=[a-z{HELD}0-9](?![a-z]))")
 _PLUS = re.compile(rf"(?<=[0-9a-zA-Z{HELD}])\+(?![\w({HELD}+ ])(?!\+)")
 _OVER = re.compile(rf"(?<=\)) ?/ ?(?=[\w{HELD}(])")
 _DIVIDED = re.compile(rf"(?<=[{HELD})a-z]) ?/ ?(?=[{HELD}(a-z])")
 _ABOUT = re.compile(rf"(?<!\w)~ ?(?=[0-9{HELD}])")
 _FACTORIAL = re.compile(rf"(?<=[{HELD}])!(?= ?[=+×*/])")
-_GREEK_USE = re.compile(r"(?<![\u0370-\u03ff\u1f00-\u1fff])[αβγδεζηθικλμµνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ](?![\u0370-\u03ff\u1f00-\u1fff])")
+_GREEK_USE = re.compile(
+    r"(?<![\u0370-\u03ff\u1f00-\u1fff])[αβγδεζηθικλμµνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ](?![\u0370-\u03ff\u1f00-\u1fff])"
+)
 _ANY = re.compile(f"[{re.escape(''.join(_SIGNS))}]")
 _SLASH = re.compile(rf"(?<=[\w{HELD}]) ?/ ?(?=[\w{HELD}])")
 

@@ -50,6 +50,9 @@ _FIXED: tuple[Part, ...] = (Pause("medium"), Pause("strong"))
 HELD = "\U000f0002-\U000ffffd"
 """For a character class of a pattern: anything taken out, pauses apart."""
 
+_HOLDER = re.compile("([\U000f0000-\U000ffffd])")
+_DIGIT = re.compile("[0-9]")
+
 _UNSPEAKABLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufeff\ufff0-\uffff\U000e0000-\U0010ffff]+"
@@ -75,6 +78,10 @@ class Tape:
         self.text = clean(text)
         self._parts: list[tuple[Part, ...]] = [(part,) for part in _FIXED]
 
+    @property
+    def has_digits(self) -> bool:
+        return _DIGIT.search(self.text) is not None
+
     def hold(self, *parts: Part) -> str:
         """Take ``parts`` out of the rules' reach; returns the character that stands for them in ``text``."""
         if len(self._parts) >= _HOLDERS:  # far beyond a sentence's length
@@ -88,6 +95,8 @@ class Tape:
         A full stop that ends both the match and the sentence ends the sentence still.
         """
         text = self.text
+        if pattern.search(text) is None:
+            return
         end = len(text.rstrip(" \"'”’)]»*_"))
 
         def put(match: re.Match[str]) -> str:
@@ -107,23 +116,19 @@ class Tape:
         """The sentence as it is to be said: spoken text and what is more than text, in order, spaces included."""
         out: list[Part] = []
         after = ""  # what ends at this point: a "word", a "part" taken out, or nothing that needs a blank
-        for char in self.text:
-            index = ord(char) - _FIRST
-            if 0 <= index < len(self._parts):
-                for part in self._expand(index):
-                    if isinstance(part, Pause):
-                        after = ""
-                    elif after:
+        for index, run in enumerate(_HOLDER.split(self.text)):
+            if index % 2:
+                for part in self._expand(ord(run) - _FIRST):
+                    pause = isinstance(part, Pause)
+                    if after and not pause:
                         _append(out, " ")
                     _append(out, part)
-                    if not isinstance(part, Pause):
-                        after = "part"
-                continue
-            word = char.isalnum() and not "\u2e80" <= char <= "\u9fff"  # Chinese and Japanese have no blanks
-            if word and after == "part":
-                _append(out, " ")
-            _append(out, char)
-            after = "word" if word else ""
+                    after = "" if pause else "part"
+            elif run:
+                if after == "part" and _is_word(run[0]):
+                    _append(out, " ")
+                _append(out, run)
+                after = "word" if _is_word(run[-1]) else ""
         return out
 
     def _expand(self, index: int) -> list[Part]:
@@ -135,15 +140,20 @@ class Tape:
             if not isinstance(part, str):
                 done.append(part)
                 continue
-            at = next((i for i, char in enumerate(part) if _FIRST <= ord(char) < _FIRST + len(self._parts)), -1)
-            if at < 0:
+            holder = _HOLDER.search(part)
+            if holder is None:
                 if part.strip():
                     done.append(part.strip())
                 continue
+            at = holder.start()
             todo.append(part[at + 1 :])
             todo.extend(reversed(self._parts[ord(part[at]) - _FIRST]))
             todo.append(part[:at])
         return done
+
+
+def _is_word(char: str) -> bool:
+    return char.isalnum() and not "\u2e80" <= char <= "\u9fff"  # Chinese and Japanese have no blanks
 
 
 def _append(out: list[Part], part: Part) -> None:

@@ -17,14 +17,23 @@ _TWELVE = re.compile(rf"{_B}(1[0-2]|0?[1-9])(?:[:.]([0-5][0-9]))?(?::[0-5][0-9])
 _TWELVE_RANGE = re.compile(
     rf"{_B}(1[0-2]|0?[1-9])(?::([0-5][0-9]))? ?({_HALF})?{_TO}(1[0-2]|0?[1-9])(?::([0-5][0-9]))? ?({_HALF})"
 )
-_RANGE = re.compile(rf"{_B}([01]?[0-9]|2[0-4]):([0-5][0-9])(?: ?[-–—] ?)([01]?[0-9]|2[0-4]):([0-5][0-9])(?![\w:]|\.[0-9])")
-_WITH_SECONDS = re.compile(r"(?<![\w.:/-])([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])(?:\.[0-9]{1,6})?(?![\w:]|\.[0-9])")
+_RANGE = re.compile(
+    rf"{_B}([01]?[0-9]|2[0-4]):([0-5][0-9])(?: ?[-–—] ?)([01]?[0-9]|2[0-4]):([0-5][0-9])(?![\w:]|\.[0-9])"
+)
+_WITH_SECONDS = re.compile(
+    r"(?<![\w.:/-])([0-9]{1,3}):([0-5][0-9]):([0-5][0-9])(?:\.[0-9]{1,6})?(?![\w:]|\.[0-9])"
+)
 _CLOCK = re.compile(rf"{_B}([01]?[0-9]|2[0-4]):([0-5][0-9])( ?h(?:rs)?)?(?![\w:%]|[.,][0-9])")
-_MINUTES = re.compile(rf"{_B}(2[5-9]|[3-5][0-9]):([0-5][0-9])(?![\w:%]|[.,][0-9])")  # 35:12 is minutes and seconds
+_MINUTES = re.compile(
+    rf"{_B}(2[5-9]|[3-5][0-9]):([0-5][0-9])(?![\w:%]|[.,][0-9])"
+)  # 35:12 is minutes and seconds
 _AT = re.compile(r"\b(?:at|by|until|till|from|since|before|after|around) $", re.IGNORECASE)
-_RATIO = re.compile(r"(?<![\w.,:])([0-9]{1,6}|[0-9]{1,3}(?:,[0-9]{3})+) ?: ?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,6})(?![\w:]|[.,][0-9])")
+_RATIO = re.compile(
+    r"(?<![\w.,:])([0-9]{1,6}|[0-9]{1,3}(?:,[0-9]{3})+) ?: ?([0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,6})(?![\w:]|[.,][0-9])"
+)
 _PARTS = re.compile(
-    r"(?<![\w.,])(?=[0-9])(?:([0-9]{1,3}) ?d(?:ays?)?,? ?)?(?:([0-9]{1,3}) ?h(?:rs?|ours?)?,? ?)?(?:([0-9]{1,3}) ?m(?:in)?,? ?)?(?:([0-9]{1,3}) ?s(?:ec)?)?(?!\w)"
+    r"(?<![\w.,])(?=[0-9])(?:([0-9]{1,3}) ?d(?:ays?)?,? ?)?(?:([0-9]{1,3}) ?h(?:rs?|"
+    r"ours?)?,? ?)?(?:([0-9]{1,3}) ?m(?:in)?,? ?)?(?:([0-9]{1,3}) ?s(?:ec)?)?(?!\w)"
 )
 _OFFSET = re.compile(r"(?<!\w)(UTC|GMT) ?([+−-])([0-9]{1,2})(?::([0-5][0-9]))?(?!\w)")
 _ALWAYS = re.compile(r"(?<![\w/])24/7(?![\w/])")
@@ -33,7 +42,7 @@ _ALWAYS = re.compile(r"(?<![\w/])24/7(?![\w/])")
 def apply(tape: Tape, say: EnglishNumbers) -> None:
     """Times of day first, then what has the form of one and is none: durations and ratios."""
     text = tape.text
-    if not any("0" <= char <= "9" for char in text):
+    if not tape.has_digits:
         return
 
     def half(text: str) -> str:
@@ -52,7 +61,9 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_ALWAYS, lambda _: f"{say.cardinal(24)} {say.cardinal(7)}")
     tape.sub(_OFFSET, lambda zone: _offset(zone, say))
     if ":" in text:
-        tape.sub(_RANGE, lambda span: f"{clock(int(span[1]), span[2], say)} to {clock(int(span[3]), span[4], say)}")
+        tape.sub(
+            _RANGE, lambda span: f"{clock(int(span[1]), span[2], say)} to {clock(int(span[3]), span[4], say)}"
+        )
         tape.sub(_WITH_SECONDS, lambda time: _with_seconds(time, say))
         tape.sub(_CLOCK, lambda time: clock(int(time[1]), time[2], say) + (" hours" if time[3] else ""))
         tape.sub(_MINUTES, lambda time: f"{say.cardinal(int(time[1]))} {say.pair(int(time[2]))}")
@@ -82,7 +93,11 @@ def _with_seconds(match: re.Match[str], say: EnglishNumbers) -> str:
 
 def _parts(match: re.Match[str], say: EnglishNumbers) -> str | None:
     """2h 30m: at least two of the parts, for one alone could be metres."""
-    given = [(int(text), unit) for text, unit in zip(match.groups(), ("day", "hour", "minute", "second"), strict=True) if text]
+    given = [
+        (int(text), unit)
+        for text, unit in zip(match.groups(), ("day", "hour", "minute", "second"), strict=True)
+        if text
+    ]
     if len(given) < 2:
         return None
     trailing = " " if match[0].endswith(" ") else ""

@@ -9,11 +9,22 @@ from .tape import Tape
 
 __all__ = ["SYMBOL", "apply", "unit_name"]
 
-_PREFIXES = {"k": "kilo", "M": "mega", "G": "giga", "T": "tera", "P": "peta", "m": "milli", "µ": "micro", "n": "nano"}
+_PREFIXES = {
+    "k": "kilo",
+    "M": "mega",
+    "G": "giga",
+    "T": "tera",
+    "P": "peta",
+    "m": "milli",
+    "µ": "micro",
+    "n": "nano",
+}
 
 
 def _prefixed(symbol: str, singular: str, plural: str, prefixes: str) -> dict[str, tuple[str, str]]:
-    return {prefix + symbol: (_PREFIXES[prefix] + singular, _PREFIXES[prefix] + plural) for prefix in prefixes}
+    return {
+        prefix + symbol: (_PREFIXES[prefix] + singular, _PREFIXES[prefix] + plural) for prefix in prefixes
+    }
 
 
 def _regular(table: str) -> dict[str, tuple[str, str]]:
@@ -23,18 +34,27 @@ def _regular(table: str) -> dict[str, tuple[str, str]]:
 
 _UNITS: dict[str, tuple[str, str]] = {
     **_regular(
-        "km=kilometer;m=meter;cm=centimeter;mm=millimeter;µm=micrometer;nm=nanometer;mi=mile;yd=yard;kg=kilogram;g=gram;"
-        "mg=milligram;µg=microgram;mcg=microgram;t=ton;oz=ounce;lb=pound;lbs=pound;L=liter;l=liter;mL=milliliter;ml=milliliter;"
-        "cl=centiliter;dl=deciliter;gal=gallon;qt=quart;pt=pint;tbsp=tablespoon;tsp=teaspoon;W=watt;V=volt;A=amp;J=joule;"
-        "N=newton;Pa=pascal;Ω=ohm;cal=calorie;kcal=kilocalorie;dB=decibel;px=pixel;s=second;sec=second;secs=second;ms=millisecond;"
-        "µs=microsecond;ns=nanosecond;min=minute;mins=minute;h=hour;hr=hour;hrs=hour;yr=year;yrs=year;wk=week;wks=week;mo=month;"
-        "mos=month;B=byte;Ah=amp hour;mAh=milliamp hour;Wh=watt hour;kWh=kilowatt hour;MWh=megawatt hour;GWh=gigawatt hour;"
+        "km=kilometer;m=meter;cm=centimeter;mm=millimeter;µm=micrometer;nm=nanometer;mi=mile;yd=yard;kg=kilogram;"
+        "g=gram;"
+        "mg=milligram;µg=microgram;mcg=microgram;t=ton;oz=ounce;lb=pound;lbs=pound;L=liter;l=liter;mL=milliliter;"
+        "ml=milliliter;"
+        "cl=centiliter;dl=deciliter;gal=gallon;qt=quart;pt=pint;tbsp=tablespoon;tsp=teaspoon;W=watt;V=volt;A=amp;"
+        "J=joule;"
+        "N=newton;Pa=pascal;Ω=ohm;cal=calorie;kcal=kilocalorie;dB=decibel;px=pixel;s=second;sec=second;"
+        "secs=second;ms=millisecond;"
+        "µs=microsecond;ns=nanosecond;min=minute;mins=minute;h=hour;hr=hour;hrs=hour;yr=year;yrs=year;wk=week;"
+        "wks=week;mo=month;"
+        "mos=month;B=byte;Ah=amp hour;mAh=milliamp hour;Wh=watt hour;kWh=kilowatt hour;MWh=megawatt hour;"
+        "GWh=gigawatt hour;"
         "TWh=terawatt hour;acre=acre;ha=hectare;mol=mole;eV=electron volt;bpm=beat per minute;kph=kilometer per hour;"
-        "rpm=revolution per minute;fps=frame per second;deg=degree;tok=token;kt=knot;MP=megapixel;atm=atmosphere;bit=bit;ch=channel"
+        "rpm=revolution per minute;fps=frame per second;deg=degree;tok=token;kt=knot;MP=megapixel;atm=atmosphere;"
+        "bit=bit;ch=channel"
     ),
     **_prefixed("B", "byte", "bytes", "kMGTP"), "KB": ("kilobyte", "kilobytes"),
-    "KiB": ("kibibyte", "kibibytes"), "MiB": ("mebibyte", "mebibytes"), "GiB": ("gibibyte", "gibibytes"), "TiB": ("tebibyte", "tebibytes"),
-    "kb": ("kilobit", "kilobits"), "Kb": ("kilobit", "kilobits"), "Mb": ("megabit", "megabits"), "Gb": ("gigabit", "gigabits"),
+    "KiB": ("kibibyte", "kibibytes"), "MiB": ("mebibyte", "mebibytes"), "GiB": ("gibibyte", "gibibytes"),
+    "TiB": ("tebibyte", "tebibytes"),
+    "kb": ("kilobit", "kilobits"), "Kb": ("kilobit", "kilobits"), "Mb": ("megabit", "megabits"),
+    "Gb": ("gigabit", "gigabits"),
     "Mbit": ("megabit", "megabits"), "Gbit": ("gigabit", "gigabits"), "kbit": ("kilobit", "kilobits"),
     "kbps": ("kilobit per second", "kilobits per second"), "Mbps": ("megabit per second", "megabits per second"),
     "Gbps": ("gigabit per second", "gigabits per second"), "bps": ("bit per second", "bits per second"),
@@ -42,21 +62,34 @@ _UNITS: dict[str, tuple[str, str]] = {
     "bpm": ("beat per minute", "beats per minute"), "rpm": ("revolution per minute", "revolutions per minute"),
     "fps": ("frame per second", "frames per second"), "kph": ("kilometer per hour", "kilometers per hour"),
     "km/h": ("kilometer per hour", "kilometers per hour"), "kmh": ("kilometer per hour", "kilometers per hour"),
-    "psi": ("P S I", "P S I"), "dpi": ("D P I", "D P I"), "ppi": ("P P I", "P P I"), "ppm": ("part per million", "parts per million"),
+    "psi": ("P S I", "P S I"), "dpi": ("D P I", "D P I"), "ppi": ("P P I", "P P I"),
+    "ppm": ("part per million", "parts per million"),
     **dict.fromkeys(("m/s²", "m/s^2", "m/s2"), ("meter per second squared", "meters per second squared")),
     **_prefixed("F", "farad", "farads", "mµn"), "pF": ("picofarad", "picofarads"),
-    "Hz": ("hertz", "hertz"), **_prefixed("Hz", "hertz", "hertz", "kMGT"), "bar": ("bar", "bar"), "mbar": ("millibar", "millibars"),
-    **_prefixed("W", "watt", "watts", "kMGTmµ"), **_prefixed("V", "volt", "volts", "kMmµ"), **_prefixed("A", "amp", "amps", "kmµ"),
-    **_prefixed("Pa", "pascal", "pascals", "kMG"), **_prefixed("J", "joule", "joules", "kMG"), **_prefixed("N", "newton", "newtons", "kM"),
-    **_prefixed("Ω", "ohm", "ohms", "kM"), **_prefixed("eV", "electron volt", "electron volts", "kMG"), **_prefixed("bit/s", "bit per second", "bits per second", "kMG"),
-    "mmHg": ("millimeter of mercury", "millimeters of mercury"), "ft": ("foot", "feet"), "in.": ("inch", "inches"), "″": ("inch", "inches"), "′": ("foot", "feet"),
-    "fl oz": ("fluid ounce", "fluid ounces"), "sq ft": ("square foot", "square feet"), "sq mi": ("square mile", "square miles"), "sq m": ("square meter", "square meters"),
-    "sq km": ("square kilometer", "square kilometers"), "cu ft": ("cubic foot", "cubic feet"), "hp": ("horsepower", "horsepower"),
-    "GHz": ("gigahertz", "gigahertz"), "MHz": ("megahertz", "megahertz"), "FLOPS": ("flops", "flops"), "TFLOPS": ("teraflops", "teraflops"),
-    "PFLOPS": ("petaflops", "petaflops"), "GFLOPS": ("gigaflops", "gigaflops"), "TOPS": ("tops", "tops"), "vCPU": ("V C P U", "V C P U's"),
-    "°C": ("degree Celsius", "degrees Celsius"), "°F": ("degree Fahrenheit", "degrees Fahrenheit"), "℃": ("degree Celsius", "degrees Celsius"),
-    "℉": ("degree Fahrenheit", "degrees Fahrenheit"), "ºC": ("degree Celsius", "degrees Celsius"), "ºF": ("degree Fahrenheit", "degrees Fahrenheit"), "°": ("degree", "degrees"), "K": ("kelvin", "kelvin"),
-    "light-yr": ("light year", "light years"), "lm": ("lumen", "lumens"), "lx": ("lux", "lux"), "cd": ("candela", "candelas"), "Sv": ("sievert", "sieverts"), "mSv": ("millisievert", "millisieverts"),
+    "Hz": ("hertz", "hertz"), **_prefixed("Hz", "hertz", "hertz", "kMGT"), "bar": ("bar", "bar"),
+    "mbar": ("millibar", "millibars"),
+    **_prefixed("W", "watt", "watts", "kMGTmµ"), **_prefixed("V", "volt", "volts", "kMmµ"),
+    **_prefixed("A", "amp", "amps", "kmµ"),
+    **_prefixed("Pa", "pascal", "pascals", "kMG"), **_prefixed("J", "joule", "joules", "kMG"),
+    **_prefixed("N", "newton", "newtons", "kM"),
+    **_prefixed("Ω", "ohm", "ohms", "kM"), **_prefixed("eV", "electron volt", "electron volts", "kMG"),
+    **_prefixed("bit/s", "bit per second", "bits per second", "kMG"),
+    "mmHg": ("millimeter of mercury", "millimeters of mercury"), "ft": ("foot", "feet"), "in.": ("inch", "inches"),
+    "″": ("inch", "inches"), "′": ("foot", "feet"),
+    "fl oz": ("fluid ounce", "fluid ounces"), "sq ft": ("square foot", "square feet"),
+    "sq mi": ("square mile", "square miles"), "sq m": ("square meter", "square meters"),
+    "sq km": ("square kilometer", "square kilometers"), "cu ft": ("cubic foot", "cubic feet"),
+    "hp": ("horsepower", "horsepower"),
+    "GHz": ("gigahertz", "gigahertz"), "MHz": ("megahertz", "megahertz"), "FLOPS": ("flops", "flops"),
+    "TFLOPS": ("teraflops", "teraflops"),
+    "PFLOPS": ("petaflops", "petaflops"), "GFLOPS": ("gigaflops", "gigaflops"), "TOPS": ("tops", "tops"),
+    "vCPU": ("V C P U", "V C P U's"),
+    "°C": ("degree Celsius", "degrees Celsius"), "°F": ("degree Fahrenheit", "degrees Fahrenheit"),
+    "℃": ("degree Celsius", "degrees Celsius"),
+    "℉": ("degree Fahrenheit", "degrees Fahrenheit"), "ºC": ("degree Celsius", "degrees Celsius"),
+    "ºF": ("degree Fahrenheit", "degrees Fahrenheit"), "°": ("degree", "degrees"), "K": ("kelvin", "kelvin"),
+    "light-yr": ("light year", "light years"), "lm": ("lumen", "lumens"), "lx": ("lux", "lux"),
+    "cd": ("candela", "candelas"), "Sv": ("sievert", "sieverts"), "mSv": ("millisievert", "millisieverts"),
 }  # fmt: skip
 _POWERS = {"²": "square", "³": "cubic", "^2": "square", "^3": "cubic", "2": "square", "3": "cubic"}
 _POWERED = ("km", "m", "cm", "mm", "ft", "mi", "in", "yd")
@@ -71,37 +104,58 @@ _ALTERNATIVES = "|".join(
 _NUMBER = r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
 _FRACTION = r"(?:[0-9]+ )?[1-9]/[1-9][0-9]?|[0-9]*[½¼¾⅓⅔⅛]"
 _POWER_UNIT = rf"(?:{'|'.join(_POWERED)})(?:[²³]|\^?[23](?![0-9]))"
-_PER = r"(?:/|⁄| per )(s|sec|second|h|hr|hour|min|day|m[²2³3]|m|km|mile|kg|L|mL|ml|l|g|mg|year|yr|week|mol|cm[²2³3]|ft|lb|mo|month|dL|user|token|kWh)(?![\w²³])"
+_PER = (
+    r"(?:/|⁄| per )(s|sec|second|h|hr|hour|min|day|m[²2³3]|m|km|mile|kg|L|mL|ml|"
+    r"l|g|mg|year|yr|week|mol|cm[²2³3]|ft|lb|mo|month|dL|user|token|kWh)(?![\w²³])"
+)
 SYMBOL = rf"(?:{_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³])"
 _QUANTITY = re.compile(
-    rf"(?<![\w.,/^$€£])(?:([-−–+±~≈])(?=[0-9.]))?({_FRACTION}|{_NUMBER})(?:(?: ?(?:[-–—]|to|×|x) ?)([-−]?(?:{_NUMBER})))?"
+    rf"(?<![\w.,/^$€£])(?:([-−–+±~≈])(?=[0-9.]))?({_FRACTION}|{_NUMBER})(?:(?: ?(?:[-–—]|to|×|"
+    rf"x) ?)([-−]?(?:{_NUMBER})))?"
     rf"([ -]?)({_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³]|\.?/[a-zA-Z])(\.(?= [a-z0-9,]))?"
 )
 _FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})['’′] ?([0-9]{1,2}(?:\.[0-9]|½)?)(?:\"|”|″|''|(?![\w'’]))")
 _FEET_MARK = re.compile(r"(?<![\w.'’])([0-9]{1,2})['′](?![\w'’])")
 _PRESSURE = re.compile(r"(?<![\w.,/])([0-9]{2,3})/([0-9]{2,3})(?: ?mm ?Hg)(?!\w)")
 _INCHES_MARK = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{1,2})?)[\"″](?= [a-z]|-[a-z])")
-_INCHES = re.compile(rf"(?<![\w.,])({_NUMBER}) ?in(?:\.(?= [a-z])|(?= (?:wide|long|tall|deep|high|thick|x|by|diameter)\b))")
-_LATITUDE = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]+)?)° ?(?:([0-9]{1,2})[′'] ?)?(?:([0-9]{1,2}(?:\.[0-9]+)?)[″\"] ?)?([NSEW])(?!\w)")
+_INCHES = re.compile(
+    rf"(?<![\w.,])({_NUMBER}) ?in(?:\.(?= [a-z])|(?= (?:wide|long|tall|deep|high|thick|x|by|diameter)\b))"
+)
+_LATITUDE = re.compile(
+    r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]+)?)° ?(?:"
+    r"([0-9]{1,2})[′'] ?)?(?:([0-9]{1,2}(?:\.[0-9]+)?)[″\"] ?)?([NSEW])(?!\w)"
+)
 _PER_WORDS = {
-    "s": "second", "sec": "second", "h": "hour", "hr": "hour", "min": "minute", "m": "meter", "km": "kilometer", "kg": "kilogram",
-    "L": "liter", "l": "liter", "mL": "milliliter", "ml": "milliliter", "dL": "deciliter", "g": "gram", "mg": "milligram",
+    "s": "second", "sec": "second", "h": "hour", "hr": "hour", "min": "minute", "m": "meter", "km": "kilometer",
+    "kg": "kilogram",
+    "L": "liter", "l": "liter", "mL": "milliliter", "ml": "milliliter", "dL": "deciliter", "g": "gram",
+    "mg": "milligram",
     "yr": "year", "mol": "mole", "ft": "foot", "lb": "pound", "mo": "month", "kWh": "kilowatt hour",
 }  # fmt: skip
 _VULGAR = {"½": (1, 2), "¼": (1, 4), "¾": (3, 4), "⅓": (1, 3), "⅔": (2, 3), "⅛": (1, 8)}
 _ARTICLE = re.compile(r"\b(?:an?|this|that|her|his|their|my|our|its|every|each|the) $", re.IGNORECASE)
 _NOUN_AFTER = re.compile(
-    r" (?!(?:a|an|and|or|in|on|at|to|for|from|per|of|by|with|is|was|each|off|more|less|away|long|wide|tall|deep|high|before|"
-    r"after|later|ago|above|below|he|she|it|they|we|that|which|were|are|than|as|if|but|so|had|has|will|would|can|could)\b)[a-z]{3,}"
+    r" (?!(?:a|an|and|or|in|on|at|to|for|from|per|of|by|with|is|was|each|off|more|less|away|long|wide|tall|deep|"
+    r"high|before|"
+    r"after|later|ago|above|below|he|she|it|they|we|that|which|were|are|than|as|if|but|so|had|has|will|would|can|"
+    r"could)\b)[a-z]{3,}"
 )
-_SIGNS = {"-": "minus ", "−": "minus ", "–": "minus ", "+": "plus ", "±": "plus or minus ", "~": "about ", "≈": "approximately "}
+_SIGNS = {
+    "-": "minus ",
+    "−": "minus ",
+    "–": "minus ",
+    "+": "plus ",
+    "±": "plus or minus ",
+    "~": "about ",
+    "≈": "approximately ",
+}
 _COMPASS = {"N": "north", "S": "south", "E": "east", "W": "west"}
 
 
 def apply(tape: Tape, say: EnglishNumbers) -> None:
     """Numbers followed by the symbol of a unit."""
     text = tape.text
-    if not any("0" <= char <= "9" or char in _VULGAR for char in text):
+    if not tape.has_digits and (text.isascii() or not any(char in _VULGAR for char in text)):
         return
     tape.text = tape.text.replace("μ", "µ")
     if "°" in text:

@@ -38,7 +38,7 @@ def languages() -> tuple[str, ...]:
 
 def _converters() -> frozenset[str]:
     try:
-        import num2words
+        import num2words  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError(
             "languages other than English need num2words: pip install 'llama-runner[speech]'"
@@ -49,7 +49,8 @@ def _converters() -> frozenset[str]:
 def check_language(language: object) -> str:
     """The tag, normalized: ``en_gb`` is ``en-GB``.
 
-    Raises ``UnsupportedLanguageError`` naming the languages there are, ``MissingExtraError`` where num2words is missing.
+    Raises ``UnsupportedLanguageError`` naming the languages there are,
+    ``MissingExtraError`` where num2words is missing.
     """
     if not isinstance(language, str):
         raise ArgumentTypeError(f"language is a tag like 'en' or 'de', not {type(language).__name__}")
@@ -60,7 +61,9 @@ def check_language(language: object) -> str:
         return tag if region in {"", "US", "GB"} else "en-GB" if region in _BRITISH_REGIONS else "en"
     if base.isalpha() and converter(tag):
         return tag
-    raise UnsupportedLanguageError(f"no rules for the language {language!r}; there are {', '.join(languages())}")
+    raise UnsupportedLanguageError(
+        f"no rules for the language {language!r}; there are {', '.join(languages())}"
+    )
 
 
 _BRITISH_REGIONS = frozenset("UK AU NZ IE ZA IN SG HK MT KE NG".split())

@@ -12,15 +12,22 @@ from .tape import HELD, Part, Tape, clean
 __all__ = ["ENGLISH_SIGNS", "addresses", "names", "read_address"]
 
 ENGLISH_SIGNS: Mapping[str, str] = {
-    ".": "dot", "/": "slash", "\\": "backslash", "-": "dash", "_": "underscore", "@": "at", ":": "colon", "~": "tilde",
-    "?": "question mark", "=": "equals", "&": "and", "#": "hash", "%": "percent", "+": "plus", "*": "star", "$": "dollar",
+    ".": "dot", "/": "slash", "\\": "backslash", "-": "dash", "_": "underscore", "@": "at", ":": "colon",
+    "~": "tilde",
+    "?": "question mark", "=": "equals", "&": "and", "#": "hash", "%": "percent", "+": "plus", "*": "star",
+    "$": "dollar",
     "!": "exclamation mark",
 }  # fmt: skip
 
-_URL = re.compile(r"(?<![\w@])((?:https?|ftps?|wss?|file|ssh|git)://|www\.)([^\s<>\"“”`{}|\\^]+)", re.IGNORECASE)
-_EMAIL = re.compile(r"(?<![\w.+-])(?:mailto:)?([\w.+-]{1,64})@([A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8})(?![\w-])")
+_URL = re.compile(
+    r"(?<![\w@])((?:https?|ftps?|wss?|file|ssh|git)://|www\.)([^\s<>\"“”`{}|\\^]+)", re.IGNORECASE
+)
+_EMAIL = re.compile(
+    r"(?<![\w.+-])(?:mailto:)?([\w.+-]{1,64})@([A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,8})(?![\w-])"
+)
 _TLDS = (
-    "com|org|net|edu|gov|mil|int|info|biz|dev|app|xyz|online|site|tech|blog|shop|cloud|io|ai|co|me|tv|fm|ly|gg|sh|so|uk|de|"
+    "com|org|net|edu|gov|mil|int|info|biz|dev|app|xyz|online|site|tech|blog|shop|cloud|io|ai|co|me|tv|fm|ly|gg|"
+    "sh|so|uk|de|"
     "fr|es|it|nl|be|ch|at|se|no|dk|fi|pl|cz|eu|us|ca|au|nz|jp|cn|in|br|mx|ru|kr|za|ie|pt|gr"
 )
 _DOMAIN = re.compile(
@@ -29,40 +36,67 @@ _DOMAIN = re.compile(
 )
 _COMMON_TLD = re.compile(r"\.(?:com|org|net|edu|gov|io|ai|co|dev|app|info|uk|de|fr|us|eu|ca|me|tv|ch|nl|jp)$")
 _FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]{0,60})")
-_UUID = re.compile(r"(?<![\w-])([0-9a-fA-F]{8})-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![\w-])")
+_UUID = re.compile(
+    r"(?<![\w-])([0-9a-fA-F]{8})-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![\w-])"
+)
 _HASH = re.compile(r"(?<![\w#.-])(?=[0-9a-f]*[0-9])(?=[0-9a-f]*[a-f])[0-9a-f]{7,128}(?![\w-])")
 _UPPER_HASH = re.compile(r"(?<![\w#.-])(?=[0-9A-F]*[0-9])(?=[0-9A-F]*[A-F])[0-9A-F]{12,128}(?![\w-])")
 _HEX = re.compile(r"(?<!\w)0[xX]([0-9a-fA-F]{1,64})(?!\w)")
 _COLOUR = re.compile(r"(?<![\w&#])#((?=[0-9a-fA-F]*[0-9])[0-9a-fA-F]{6}|[a-fA-F]{6})(?!\w)")
 _MAC = re.compile(r"(?<![\w:])(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}(?![\w:])")
-_IPV4 = re.compile(r"(?<![\w.])((?:[0-9]{1,3}\.){3}[0-9]{1,3})(?:/([0-9]{1,2}))?(?::([0-9]{2,5}))?(?!\w|\.[0-9])")
-_IPV6 = re.compile(r"(?<![\w:])(?=[0-9a-fA-F:]*::|(?:[0-9a-fA-F]{1,4}:){7})(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:])")
+_IPV4 = re.compile(
+    r"(?<![\w.])((?:[0-9]{1,3}\.){3}[0-9]{1,3})(?:/([0-9]{1,2}))?(?::([0-9]{2,5}))?(?!\w|\.[0-9])"
+)
+_IPV6 = re.compile(
+    r"(?<![\w:])(?=[0-9a-fA-F:]*::|(?:[0-9a-fA-F]{1,4}:){7})(?:[0-9a-fA-F]{0,4}:){2,7}[0-9a-fA-F]{0,4}(?![\w:])"
+)
 _PORT = re.compile(r"(?<![\w.])(localhost):([0-9]{2,5})(?!\w)")
 _HASHTAG = re.compile(r"(?<![\w&/#])#([^\W\d_]\w{0,80})")
 _HANDLE = re.compile(rf"(?<![\w.@{HELD}])@([A-Za-z0-9_](?:[\w.-]{{0,40}}[A-Za-z0-9_])?)")
 _EXTENSIONS = (
-    "py|pyi|pyx|js|mjs|ts|jsx|tsx|json|jsonl|yaml|yml|toml|ini|cfg|conf|md|txt|rst|csv|tsv|html|htm|css|scss|xml|svg|png|jpg|"
-    "jpeg|gif|webp|mp3|mp4|wav|flac|avi|mkv|pdf|doc|docx|xls|xlsx|ppt|pptx|zip|tar|gz|tgz|bz2|xz|7z|rar|exe|dll|so|dylib|sh|"
-    "bash|bat|ps1|c|cc|cpp|cxx|h|hpp|rs|go|java|kt|swift|rb|php|pl|lua|r|sql|db|sqlite|log|lock|env|gguf|bin|safetensors|"
+    "py|pyi|pyx|js|mjs|ts|jsx|tsx|json|jsonl|yaml|yml|toml|ini|cfg|conf|md|txt|rst|csv|tsv|html|htm|css|scss|xml|"
+    "svg|png|jpg|"
+    "jpeg|gif|webp|mp3|mp4|wav|flac|avi|mkv|pdf|doc|docx|xls|xlsx|ppt|pptx|zip|tar|gz|tgz|bz2|xz|7z|rar|exe|dll|"
+    "so|dylib|sh|"
+    "bash|bat|ps1|c|cc|cpp|cxx|h|hpp|rs|go|java|kt|swift|rb|php|pl|lua|r|sql|db|sqlite|log|lock|env|gguf|bin|"
+    "safetensors|"
     "ipynb|proto|cu|vue|whl|deb|rpm|iso|img|apk|dmg|ttf|woff|bak|tmp"
 )
 _WINDOWS_PATH = re.compile(r"(?<![\w\\])(?:[A-Za-z]:\\|\\\\)[^\s\"'“”<>|*?]{0,200}")
-_UNIX_PATH = re.compile(r"(?<![\w/.:~<])(?:~|\.{1,2})?(?:/[\w.@+~%-]+){2,}/?|(?<![\w/.:~<])(?:~|\.{1,2})(?:/[\w.@+~%-]+)+/?|(?<![\w/.:~<])/[a-zA-Z_][\w.+-]*/?(?![\w/])")
-_FILE = re.compile(rf"(?<![\w/.@-])((?:[\w.+-]{{1,80}}/){{0,12}}[\w+-][\w.+-]{{0,80}}\.(?:{_EXTENSIONS}))(?![\w/-])(?!\.\w)")
-_DOTFILE = re.compile(r"(?<![\w/.@)])\.(gitignore|env|bashrc|zshrc|profile|vimrc|dockerignore|editorconfig|npmrc|git|ssh|config)(?!\w)")
+_UNIX_PATH = re.compile(
+    r"(?<![\w/.:~<])(?:~|\.{1,2})?(?:/[\w.@+~%-]+){2,}/?|(?<![\w/.:~<])(?:~|\.{1,2})(?:/[\w.@+~%-]+)+/?|"
+    r"(?<![\w/.:~<])/[a-zA-Z_][\w.+-]*/?(?![\w/])"
+)
+_FILE = re.compile(
+    rf"(?<![\w/.@-])((?:[\w.+-]{{1,80}}/){{0,12}}[\w+-][\w.+-]{{0,80}}\.(?:{_EXTENSIONS}))(?![\w/-])(?!\.\w)"
+)
+_DOTFILE = re.compile(
+    r"(?<![\w/.@)])\.(gitignore|env|bashrc|zshrc|profile|vimrc|dockerignore|editorconfig|npmrc|git|ssh|config)(?!\w)"
+)
 
 _PIECE = re.compile(r"[A-Za-z]+|[0-9]+|[^\W\d_]+|[^A-Za-z0-9]")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 # Endings and labels that are words when they are said; other short ones without a vowel, and these, are letters.
 _SPELT = frozenset(
     (
-        "io ai tv fm gg sh uk us eu id ip py js ts md api html htm css xml svg png jpg gif pdf csv tsv sql php mp cc cpp cxx "
-        "hpp rs rb kt db gz tgz bz xz zst exe dll gguf cfg ini url http https ssh ftp nlp llm llms sdk cli gpu cpu ui ux "
-        "vm dns tcp udp tls ssl ssd usb rss cdn iso apk dmg ttf docx xls xlsx ppt pptx pyx ipynb jsx tsx ps yml rpm npm nyt "
+        "io ai tv fm gg sh uk us eu id ip py js ts md api html htm css xml svg png jpg gif pdf csv tsv sql php "
+        "mp cc cpp cxx "
+        "hpp rs rb kt db gz tgz bz xz zst exe dll gguf cfg ini url http https ssh ftp nlp llm llms sdk cli gpu "
+        "cpu ui ux "
+        "vm dns tcp udp tls ssl ssd usb rss cdn iso apk dmg ttf docx xls xlsx ppt pptx pyx ipynb jsx tsx ps yml "
+        "rpm npm nyt "
         "bbc cnn mit fbi"
     ).split()
 )
-_WORDS = {"jpeg": "jay peg", "usr": "user", "src": "source", "lib": "lib", "wav": "wave", "sqlite": "S Q lite", "arxiv": "archive"}
+_WORDS = {
+    "jpeg": "jay peg",
+    "usr": "user",
+    "src": "source",
+    "lib": "lib",
+    "wav": "wave",
+    "sqlite": "S Q lite",
+    "arxiv": "archive",
+}
 _TLD_LETTERS = frozenset(
     "io ai tv fm ly gg sh uk de fr es nl be ch se dk fi pl cz eu us ca au nz jp cn br mx ru kr za ie pt gr edu".split()
 )
@@ -104,7 +138,9 @@ def _host(host: str, say: EnglishNumbers) -> str:
     out: list[str] = []
     for index, label in enumerate(labels):
         last = index == len(labels) - 1 and index > 0
-        out.append(" ".join(label.upper()) if last and label.lower() in _TLD_LETTERS else read_address(label, say))
+        out.append(
+            " ".join(label.upper()) if last and label.lower() in _TLD_LETTERS else read_address(label, say)
+        )
     return " dot ".join(out)
 
 
@@ -126,7 +162,10 @@ def _read_url(rest: str, say: EnglishNumbers, short: bool) -> str:
 def _trim(url: str) -> tuple[str, str]:
     """An address and what of it belongs to the sentence around it."""
     end = len(url)
-    while end and (url[end - 1] in ".,;:!?'\"*_~’”…" or (url[end - 1] in ")]" and url.count("(", 0, end) < url.count(")", 0, end) + url.count("]", 0, end))):
+    while end and (
+        url[end - 1] in ".,;:!?'\"*_~’”…"
+        or (url[end - 1] in ")]" and url.count("(", 0, end) < url.count(")", 0, end) + url.count("]", 0, end))
+    ):
         end -= 1
     return url[:end], url[end:]
 
@@ -158,7 +197,7 @@ def names(tape: Tape, say: EnglishNumbers, urls: str) -> None:
         tape.sub(_HASHTAG, lambda tag: f"hashtag {read_address(tag[1].replace('_', ' '), say)}")
     if "@" in text:
         tape.sub(_HANDLE, lambda handle: f"at {read_address(handle[1], say)}")
-    if any("0" <= char <= "9" for char in text):
+    if tape.has_digits:
         tape.sub(_HEX, lambda number: f"hex {_spell(number[1], say)}")
         if ":" in text:
             tape.sub(_MAC, lambda mac: _spell(mac[0], say))
