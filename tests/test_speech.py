@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import random
+import re
 import subprocess
 import sys
 import time
@@ -47,7 +49,7 @@ ATOMS = st.sampled_from(
         "[1]: http://x\n", "[^1]: note\n", "<b>", "<!--",
         "-->", "&amp;", "$", "$5.50 ", "3.14 ", "1,000 ", "2024-01-02 ", "3:30 ", "12/31/1999 ",
         "https://example.com/a.b ", "a@b.com ", "\"", "”", "'",
-        "½", "²", "→", "👍", "👩‍💻", "é", "你好。", "。", "、", "\u200d", "\ufeff", "\x00", "\ud800", "\udfff",
+        "½", "²", "₂", "①", "x₁ ", "→", "👍", "👩‍💻", "é", "你好。", "。", "、", "\u200d", "\ufeff", "\x00", "\ud800", "\udfff",
         "\U000f0002", "\U0010ffff", "\u0301",
         "٣", "x^2 ", "\\frac{1}{2}", "\\(", "FBI ", "NASA ", "MP3 ", "0x1F ", "#tag ", "@me ", "~/x.py ",
         "10 km/h ", "•", "—", " - ",
@@ -443,3 +445,23 @@ def test_numbers_at_the_edges(number: int, words: str) -> None:
 
 def test_numbers_beyond_pythons_own_limit() -> None:
     assert AMERICAN.cardinal(10**5000) == "one" + " zero" * 5000
+
+
+# --- the page that says how ----------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parent.parent / "docs" / "speech.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+def test_the_pages_examples_print_what_they_say(block: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(block, "docs/speech.md", "exec"), {})
+    printed = capsys.readouterr().out
+    promised = re.findall(r"#\s+(.+)", block)
+    assert len(promised) >= 2
+    for line in promised:
+        assert line.strip("… ") in printed
+
+
+def test_the_page_names_every_option() -> None:
+    for field in dataclasses.fields(SpeechOptions):
+        assert f"| `{field.name}` |" in PAGE

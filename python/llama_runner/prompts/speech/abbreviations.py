@@ -10,6 +10,8 @@ __all__ = ["SplitRules", "split_rules"]
 _CLOSERS = "\"'”’»›)]}*_~"
 _OPENERS = "\"'“‘«‹([{*_`~¿¡„‚#"
 _WORD = re.compile(r"[^\W\d_]+")
+_SHORT_UNIT = re.compile(r"[0-9][ -]?[a-zA-Z]{1,3}\.$")
+_COMPASS = frozenset("NSEW")
 _VOWELS = set("aeiouyáéíóúàèìòùäöüâêîôûåæøœ")
 
 
@@ -66,6 +68,10 @@ class SplitRules:
         lower = stem.lower()
         if word in self.extra or not stem:
             return False
+        if stem in _COMPASS and next_char.isdecimal():  # 221 W. 34th St.
+            return False
+        if next_char.islower() and _SHORT_UNIT.search(bare[-8:]):  # 3 in. wide
+            return False
         if stem.isdecimal() and len(bare.strip()) == len(word) <= 4:  # 1. is a list's number
             return False
         if lower in self.never or (lower in self.titles and stem[0].isupper()):
@@ -76,6 +82,8 @@ class SplitRules:
             return self._starts(follows, complete)
         if next_char.islower():
             return not self._goes_on(stem, lower, len(left) > len(bare))
+        if right[0] in "([" and (lower in self.closing or lower in self.names):
+            return False
         if lower in self.closing:
             return self._closes(follows, complete)
         if lower in self.names or _is_initial(stem) or ("." in stem.strip(".") and _is_dotted(stem)):

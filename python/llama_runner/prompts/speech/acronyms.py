@@ -67,13 +67,14 @@ _SHOUTED = frozenset(
         "STORY SUCH SUN SURE TABLE TAKE TALK TASK TAX TEA TELL TEN TEST TEXT THAN THANK THAT THE THEM THEN "
         "THERE THESE THEY THING THINK THIS THOSE THREE TIE TIME TIP TIPS TITLE TO TODAY TODO TOO TOP TOTAL "
         "TRUE TRUST TRY TURN TWO TYPE UNDER UNTIL UP UPON USE USED USER USING VALUE VERY WAIT WALK WANT WAR "
-        "WARM WARN WAS WATCH WATER WAY WE WEEK WELL WENT WERE WEST WET WHAT WHEN WHERE WHICH WHILE WHITE WHO "
+        "WARM WARN WAS WATCH WATER WAY WE WEEK WELL WENT WERE WEST WET WHAT WHEN WHERE WHICH WHILE WHITE "
         "WHOLE WHOSE WHY WILL WIN WITH WOMAN WON WORD WORK WORLD WORRY WOULD WOW WRITE WRONG YEAR YES YET YOU "
         "YOUNG YOUR ZERO"
     ).split()
 )
 _VOWELS = set("AEIOUY")
 
+_SPECIAL |= {"WWI": "World War one", "WWII": "World War two", "WW1": "World War one", "WW2": "World War two"}
 _SPECIAL_USE = re.compile(
     r"(?<![\w])(?:"
     + "|".join(re.escape(form) for form in sorted(_SPECIAL, key=len, reverse=True))
@@ -114,12 +115,13 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
 
 
 def _is_shouted(text: str) -> bool:
-    """Whether a whole sentence is in capitals, so that they tell nothing."""
+    """Whether a sentence is in capitals of which many are plain words, so that they tell nothing."""
     letters = [char for char in text if char.isalpha()]
-    return (
-        len(letters) > 12
-        and " " in text.strip()
-        and sum(char.isupper() for char in letters) > 0.8 * len(letters)
+    if len(letters) < 12 or sum(char.isupper() for char in letters) < 0.8 * len(letters):
+        return False
+    words = [found[1] for found in _CAPITALS.finditer(text)]
+    return 2 * sum(word in _SHOUTED or (len(word) > 5 and _pronounceable(word)) for word in words) >= len(
+        words
     )
 
 

@@ -53,10 +53,14 @@ _DESIGNATED = re.compile(
     r"(?<!\w)(Boeing|Airbus|Flight|[Rr]oom|Route|Highway|Interstate|Area|Bus|bus|Line|Peugeot|Porsche|BMW|ISO|"
     r"RFC|IEEE|PEP|DIN|Apollo|Suite|Studio|channel|Channel|Form|form) ([0-9]{3,5})(?!\w|[.,][0-9])"
 )
+_LETTERED = re.compile(
+    r"(?<!\w)(Apt\.|[Aa]partment|[Rr]oom|[Gg]ate|[Uu]nit|[Ss]uite|[Ss]eat|[Rr]ow|[Bb]uilding|[Tt]erminal|[Pp]latform|"
+    r"[Ss]ection|[Ff]igure|[Tt]able|[Aa]ppendix|[Ff]loor) ([0-9]{1,4})([A-Z])(?!\w)"
+)
 _PERCENT_RANGE = re.compile(rf"(?<![\w.,])({_NUMBER})%? ?(?:[-–—]|to) ?({_NUMBER}) ?(?:%|percent\b)")
 _PERCENT = re.compile(rf"(?<![\w.,])(?:([-−–+±~≈<>≤≥])(?=[0-9.]))?({_NUMBER}) ?(%|‰|pp(?!\w)|bps(?!\w))")
 _TIMES = re.compile(
-    rf"(?<![\w.,])({_NUMBER})(?:[-–]({_NUMBER}))?[x×](?![\w]| ?[0-9.]| ?[-+=^)*] ?[0-9a-z({HELD}])"
+    rf"(?<![\w.,])({_NUMBER})(?:[-–]({_NUMBER}))?[x×](?![\w]| ?[0-9]|\.[0-9]| ?[-+=^)*] ?[0-9a-z({HELD}])"
 )
 _BY = re.compile(rf"(?<![\w.,])({_NUMBER}) ?[x×] ?({_NUMBER})(?: ?[x×] ?({_NUMBER}))?(?![\w])")
 _WORD_BETWEEN = re.compile(
@@ -84,6 +88,7 @@ _AFTER_NUMBER_SIGN = re.compile(r"#(?=[0-9])")
 _PLAIN = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+")
 _INDIAN = re.compile(r"(?<![\w.,])[0-9]{1,2}(?:,[0-9]{2})+,[0-9]{3}(?![\w]|[,][0-9])")
 _SPACED_GROUPS = re.compile(r"(?<![\w.,])[0-9]{1,3}(?:[ _'’][0-9]{3})+(?![\w'’]|[ ][0-9])")
+_SUBTRACTION = re.compile(r"(?<=[0-9)]) [-−] (?=[0-9(])")
 _PLURAL = re.compile(r"(?<![\w.,])([0-9]+)['’]?s(?!\w)")
 _SIGN_WORDS = {
     "-": "minus ", "−": "minus ", "–": "minus ", "+": "plus ", "±": "plus or minus ", "~": "about ",
@@ -107,6 +112,7 @@ def codes(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_VERSION, lambda version: f"version {_dotted(version[1], version[2], version[3], say)}")
     tape.sub(_DOTTED, lambda version: _dotted(version[1], version[2], version[3], say))
     tape.rewrite(_PRODUCT, lambda version: version[1] + tape.hold(_dotted(version[3], None, None, say)))
+    tape.rewrite(_LETTERED, lambda name: f"{name[1]} {tape.hold(f'{say.literal(name[2])} {name[3]}')}")
     tape.rewrite(_DESIGNATED, lambda name: f"{name[1]} {tape.hold(_designation(name[2], say))}")
 
 
@@ -174,10 +180,11 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_INDIAN, lambda number: say.cardinal(int(number[0].replace(",", ""))))
     tape.sub(_SPACED_GROUPS, lambda number: say.cardinal(int(re.sub("[^0-9]", "", number[0]))))
     if "=" not in text:
-        tape.sub(_RANGE, lambda span: f"{say.literal(span[1])} to {say.literal(span[2])}")
+        tape.sub(_RANGE, lambda span: _range(span[1], span[2], say))
     tape.sub(_LEADING_SIGN, lambda number: _SIGN_WORDS[number[1]] + say.literal(number[2]))
     tape.sub(_LEADING_SIGN_SPACED, lambda number: _SIGN_WORDS[number[1]] + say.literal(number[2]))
     tape.rewrite(_AFTER_NUMBER_SIGN, "number ")
+    tape.rewrite(_SUBTRACTION, f" {tape.hold('minus')} ")
     tape.sub(_PLURAL, lambda number: _plural(say.literal(number[1])))
     tape.sub(_PLAIN, lambda number: say.literal(number[0]))
 
@@ -225,20 +232,32 @@ def _vulgar(match: re.Match[str], say: EnglishNumbers) -> str:
 
 def _fraction(match: re.Match[str], say: EnglishNumbers) -> str:
     top, bottom = int(match[1]), int(match[2])
-    if top == bottom and match[1] == match[2]:  # 50/50
+    if top + bottom == 100:  # 50/50, the 80/20 rule
         return f"{say.cardinal(top)} {say.cardinal(bottom)}"
     before = match.string[max(0, match.start() - 12) : match.start()]
+    if re.search(
+        r"\b(?:step|page|part|day|slide|question|level|lesson|week|round|chapter) $", before, re.IGNORECASE
+    ):
+        return f"{say.cardinal(top)} of {say.cardinal(bottom)}"
     if bottom == 100 and top > 1:
         return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"
-    if re.search(
-        r"\b(?:score[ds]?:?|got|rated|rating|page|step|part|gets?|is|a|an) $", before
-    ) and bottom in {5, 10, 20, 100}:
+    if re.search(r"\b(?:score[ds]?:?|got|rated|rating|gets?|is|a|an) $", before) and bottom in {
+        5,
+        10,
+        20,
+        100,
+    }:
         if re.search(r"\b(?:a|an|is) $", before) and bottom != 10:
             return say.fraction(top, bottom)
         return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"
     if top > bottom and bottom <= 12 and top >= 20:
         return f"{say.cardinal(top)} over {say.cardinal(bottom)}"
     return say.fraction(top, bottom)
+
+
+def _range(first: str, last: str, say: EnglishNumbers) -> str:
+    joint = " " if first == last else " to "  # 20-20 vision
+    return say.literal(first) + joint + say.literal(last)
 
 
 def _plural(words: str) -> str:

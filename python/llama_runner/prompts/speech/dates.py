@@ -40,11 +40,13 @@ _YEAR_FIRST = re.compile(rf"{_B}([12][0-9]{{3}})/(0?[1-9]|1[0-2])/(0?[1-9]|[12][
 _DOTTED = re.compile(rf"{_B}(0?[1-9]|[12][0-9]|3[01])\.(0?[1-9]|1[0-2])\.([12][0-9]{{3}}){_E}")
 _MONTH_DAYS = re.compile(rf"(?<!\w){_MONTH} {_DAY}(?:{_TO}(?:{_MONTH} )?{_DAY})?(?:,? {_YEAR})?{_E}(?! ?%)")
 _DAYS_MONTH = re.compile(rf"{_B}(the )?{_DAY}(?:{_TO}{_DAY})?(?: of)? {_MONTH}(?:,? {_YEAR})?{_E}")
+_DASHED = re.compile(rf"{_B}{_DAY}-{_MONTH}-([12][0-9]{{3}}|[0-9]{{2}}){_E}")
 _MONTH_YEAR = re.compile(rf"(?<!\w){_MONTH},? (?:(?:of )?{_YEAR}|['’]([0-9]{{2}})){_E}")
 _DAY_BEFORE_DATE = re.compile(rf"(?<!\w){_DAY_NAME}\.?(?=,? (?:{_MONTH}|[0-9{HELD}]|at [0-9]))")
 _DAY_RANGE = re.compile(rf"(?<!\w){_DAY_NAME}\.?{_TO}{_DAY_NAME}(?!\w)")
 _DAY_NAMES_RANGE = re.compile(r"(?<!\w)([A-Z][a-z]+day)[-–]([A-Z][a-z]+day)(?!\w)")
 _MONTH_RANGE = re.compile(rf"(?<!\w){_MONTH} ?[-–] ?{_MONTH}(?!\w)")
+_DAY_ALONE = re.compile(rf"(?<=[Oo]n ){_DAY_NAME}\.(?!\w)")
 _MONTH_ALONE = re.compile(r"(?<!\w)(Jan|Feb|Apr|Jun|Jul|Aug|Sept|Sep|Oct|Nov|Dec)\.(?!\w)")
 _DECADE = re.compile(r"(?<![\w.,'’])(['’]?)([0-9]{2}|[12][0-9]{2}0)['’]?s(?!\w)")
 _ESTABLISHED = re.compile(r"(?<!\w)[Ee]st\. (?=[12][0-9]{3}(?!\w))")
@@ -56,6 +58,7 @@ _AD = re.compile(rf"(?<!\w)(AD|A\.D\.) ([0-9]{{1,4}}){_E}")
 _YEAR_SPAN = re.compile(
     r"(?<![\w.,$£€#-])([12][0-9]{3})(?:[-–—]| [–—] )([12][0-9]{3}|[0-9]{2})(?![\w,%-]|\.[0-9])"
 )
+_SLASHED_YEARS = re.compile(r"(?<![\w.,/$£€-])((?:19|20)[0-9]{2})/([0-9]{2})(?![\w/]|[.,][0-9])")
 _BARE_YEAR = re.compile(r"(?<![\w.,$£€¥₹#/-])([12][0-9]{3})(?!\w|[.,/:][0-9]|[-–][0-9]|[%°$€£¥₹])")
 _BEFORE_YEAR = re.compile(
     r"(?:\b(?:in|since|by|until|till|from|of|year|years|circa|around|before|after|during|for|late|early|mid|and|"
@@ -102,6 +105,7 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     if digits:
         tape.sub(_DAY_BEFORE_DATE, lambda day: _DAYS[day[1].lower()])
     if "." in text:
+        tape.sub(_DAY_ALONE, lambda day: _DAYS[day[1].lower()])
         tape.sub(_MONTH_ALONE, lambda month: _month(month[1]))
     if digits:
         _years(tape, say)
@@ -182,6 +186,7 @@ def _named(tape: Tape, say: EnglishNumbers) -> None:
         year = int(match[2]) if match[2] else _full_year(match[3])
         return f"{_month(match[1])} {say.year(year)}"
 
+    tape.sub(_DASHED, lambda date: _date(int(date[1]), _month(date[2]), _full_year(date[3]), say))
     tape.sub(_DAYS_MONTH, days_month)
     tape.sub(_MONTH_DAYS, month_days)
     tape.sub(_MONTH_YEAR, month_year)
@@ -191,7 +196,7 @@ def _years(tape: Tape, say: EnglishNumbers) -> None:
     def decade(match: re.Match[str]) -> str | None:
         year = int(match[2])
         if len(match[2]) == 2 and (year % 10 or not year):
-            return "two thousands" if match[2] == "00" and match[1] else None
+            return "two thousands" if match[2] == "00" else None
         return say.decade(year)
 
     def era(match: re.Match[str]) -> str:
@@ -215,6 +220,7 @@ def _years(tape: Tape, say: EnglishNumbers) -> None:
     tape.sub(_ERA, era)
     tape.sub(_AD, lambda date: f"A D {say.year(int(date[2]))}")
     tape.sub(_YEAR_SPAN, span)
+    tape.sub(_SLASHED_YEARS, lambda years: f"{say.year(int(years[1]))} {say.pair(int(years[2]))}")
     tape.sub(_BARE_YEAR, lambda year: _bare_year(year, say))
 
 

@@ -130,6 +130,9 @@ _STYLED = re.compile(
     r"\\(?:text|mathrm|mathbf|mathit|mathbb|mathcal|operatorname|textbf|emph|boxed|vec|hat|bar|"
     r"overline)\s*\{([^{}]*)\}"
 )
+_BOUNDED = re.compile(
+    r"\\(int|sum|prod)_\{?([^{}^_\\\s]{1,20})\}?\^\{?([^{}^_\\\s]{1,20}?|\\infty)\}?(?![\w{])"
+)
 _RAISED = re.compile(r"\^\{([^{}]*)\}")
 _LOWERED = re.compile(r"_(?:\{([^{}]*)\}|(\w))")
 _SIGNS = {
@@ -157,6 +160,7 @@ def _math(match: re.Match[str]) -> str:
     content = next(group for group in match.groups() if group is not None).strip()
     if match[2] is not None and not _MATHS_SIGNS.search(content):
         return match[0]  # two prices, perhaps
+    content = _BOUNDED.sub(r"\\\1 from \2 to \3 of ", content)
     for _ in range(4):  # what is nested deeper is read without its braces
         before = content
         content = _STYLED.sub(lambda styled: styled[1], content)

@@ -10,6 +10,7 @@ from .tape import HELD, PAUSE_DASH, PAUSE_DOTS, Tape
 __all__ = ["apply"]
 
 _DASH = re.compile(r" ?(?:—|―|⸺|(?<!-)-{2,3}(?!-)) ?| [–‒-] ")
+_JOINED = re.compile(rf"(?<=[{HELD}])-(?=[{HELD}])")
 _EN_DASH = re.compile(r"[–‒‐‑]")
 _DOTS = re.compile(r" ?(?:\.\.\.+|…)(?: ?\.)*(?:…)*")
 _LONE_HYPHEN = re.compile(rf"(?<![\w{HELD}])[-−]+|[-−]+(?![\w{HELD}])")
@@ -34,6 +35,7 @@ def apply(tape: Tape) -> None:
         text = _APOSTROPHE.sub(_KEPT, text)
         text = _DASH.sub(PAUSE_DASH, text)
         text = _DOTS.sub(_dots, text)
+        text = _JOINED.sub(" ", text)
         text = _EN_DASH.sub("-", text)
         text = _LONE_HYPHEN.sub(" ", text)
         text = _OPEN_BRACKET.sub(", ", text)

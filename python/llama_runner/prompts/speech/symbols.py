@@ -15,8 +15,8 @@ _SIGNS = {
     ">": "is greater than", "≤": "is less than or equal to", "≥": "is greater than or equal to", "×": "times",
     "÷": "divided by",
     "±": "plus or minus", "∓": "minus or plus", "√": "the square root of", "∛": "the cube root of",
-    "∞": "infinity", "∑": "the sum of",
-    "∏": "the product of", "∫": "the integral of", "∂": "partial", "∇": "nabla", "∈": "in", "∉": "not in",
+    "∞": "infinity", "∑": "the sum",
+    "∏": "the product", "∫": "the integral", "∂": "partial", "∇": "nabla", "∈": "in", "∉": "not in",
     "⊂": "is a subset of",
     "⊆": "is a subset of", "∪": "union", "∩": "intersection", "∀": "for all", "∃": "there exists",
     "∅": "the empty set", "∧": "and", "∨": "or",
@@ -59,12 +59,13 @@ _COMPARED_WORDS = {
 }
 _ASCII_USE = re.compile("|".join(re.escape(sign) for sign in sorted(_ASCII, key=len, reverse=True)))
 _POWER = re.compile(rf"(?<=[\w){HELD}])(?:\^\{{?\(?([-−]?[\w.{HELD}]+)\)?\}}?|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+))")
-_SUBSCRIPT = re.compile(r"(?<=[A-Za-z)])([₀₁₂₃₄₅₆₇₈₉]+)")
+_SUBSCRIPT = re.compile("([₀₁₂₃₄₅₆₇₈₉]+)")
 _TIMES = re.compile(rf"(?<=[\w){HELD}]) ?\* ?(?=[\w({HELD}])")
 _MINUS = re.compile(
-    rf"(?<=[0-9){HELD}²³] )[-–](?= [0-9A-Za-z({HELD}])|(?<=\b[a-z] )[-–](?= (?:[0-9a-z(]|[{HELD}])(?!\w))|"
-    rf"(?<=[0-9{HELD}])-(?=[0-9{HELD}a-z])(?=[^.]*=)"
+    rf"(?<=[{HELD})] )[-−](?= [0-9A-Za-z({HELD}])|(?<=\b[A-Za-z] )[-−](?= (?:[0-9a-z(]|[{HELD}])(?!\w))|"
+    rf"(?<=[0-9{HELD}])-(?=[0-9{HELD}a-z])"
 )
+_EQUATION = re.compile(r"[=+×√≤≥≈]")
 _UNARY = re.compile(rf"(?<![\w){HELD}])[-−](?=[a-z{HELD}0-9](?![a-z]))")
 _PLUS = re.compile(rf"(?<=[0-9a-zA-Z{HELD}])\+(?![\w({HELD}+ ])(?!\+)")
 _OVER = re.compile(rf"(?<=\)) ?/ ?(?=[\w{HELD}(])")
@@ -74,6 +75,12 @@ _FACTORIAL = re.compile(rf"(?<=[{HELD}])!(?= ?[=+×*/])")
 _GREEK_USE = re.compile(
     r"(?<![\u0370-\u03ff\u1f00-\u1fff])[αβγδεζηθικλμµνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ](?![\u0370-\u03ff\u1f00-\u1fff])"
 )
+_OPERATOR = re.compile("([∑∏∫])(?! *from)")
+_SIZES = re.compile(rf"(?<=[{HELD}]) ?x ?(?=[{HELD}])")
+_PRODUCT = re.compile(
+    rf"(?<== )[a-z]{{2}}(?=[,.;)]|$| ?[-+×*/=^{HELD}])|(?<=[+×*{HELD}] )[a-z]{{2}}(?= ?[-+×*/=^{HELD}])"
+)
+_SHORT_WORDS = frozenset("is if of to in on at by or so as we he it an be do go no us up my me am".split())
 _ANY = re.compile(f"[{re.escape(''.join(_SIGNS))}]")
 _SLASH = re.compile(rf"(?<=[\w{HELD}]) ?/ ?(?=[\w{HELD}])")
 
@@ -83,26 +90,32 @@ def apply(tape: Tape) -> None:
     text = tape.text
     if text.isascii() and not any(char in "<>=+*/-^&@%$~!" for char in text):
         return
+    tape.rewrite(_ASCII_USE, lambda sign: _ASCII[sign[0]])
     tape.rewrite(_COMPARED, lambda sign: tape.hold(_COMPARED_WORDS[sign[1] or sign[2]]) + " ")
     tape.rewrite(_ABOUT, lambda _: tape.hold("about") + " ")
-    tape.rewrite(_ASCII_USE, lambda sign: _ASCII[sign[0]])
     if not text.isascii():
-        tape.sub(_SUBSCRIPT, lambda digits: " ".join(digits[1].translate(_LOWERED)))
         tape.sub(_GREEK_USE, lambda letter: _GREEK[letter[0]])
+    if "=" in text:
+        tape.sub(_PRODUCT, lambda pair: None if pair[0] in _SHORT_WORDS else " ".join(pair[0]))
     tape.sub(_FACTORIAL, lambda _: "factorial")
-    tape.sub(_MINUS, lambda _: "minus")
+    if _EQUATION.search(text):
+        tape.sub(_MINUS, lambda _: "minus")
     tape.sub(_UNARY, lambda _: "minus")
     tape.sub(_TIMES, lambda _: "times")
     tape.sub(_OVER, lambda _: "over")
     if "=" in text:
         tape.sub(_DIVIDED, lambda _: "divided by")
     tape.sub(_PLUS, lambda _: "plus")
+    tape.sub(_SIZES, lambda _: "by")
+    tape.rewrite(_OPERATOR, r"\1 of ")
     tape.sub(_ANY, lambda sign: _SIGNS[sign[0]])
     tape.sub(_SLASH, lambda _: "slash")
 
 
 def powers(tape: Tape) -> None:
-    """Raised numbers, before they are taken for numbers of their own."""
+    """Raised and lowered numbers, before they are taken for numbers of their own."""
+    if not tape.text.isascii():
+        tape.rewrite(_SUBSCRIPT, lambda digits: digits[1].translate(_LOWERED))
     if "^" in tape.text or not tape.text.isascii():
         tape.sub(_POWER, lambda power: _power(power[1] or power[2].translate(_RAISED)))
 

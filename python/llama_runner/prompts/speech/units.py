@@ -112,12 +112,15 @@ SYMBOL = rf"(?:{_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³])"
 _QUANTITY = re.compile(
     rf"(?<![\w.,/^$€£])(?:([-−–+±~≈])(?=[0-9.]))?({_FRACTION}|{_NUMBER})(?:(?: ?(?:[-–—]|to|×|"
     rf"x) ?)([-−]?(?:{_NUMBER})))?"
-    rf"([ -]?)({_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³]|\.?/[a-zA-Z])(\.(?= [a-z0-9,]))?"
+    rf"([ -]?)({_POWER_UNIT}|{_ALTERNATIVES})(?:{_PER})?(?![\w²³]|\.?/[a-zA-Z])(\.(?= [a-z0-9]|[,;:)]))?"
 )
 _FEET_INCHES = re.compile(r"(?<![\w.,])([0-9]{1,3})['’′] ?([0-9]{1,2}(?:\.[0-9]|½)?)(?:\"|”|″|''|(?![\w'’]))")
 _FEET_MARK = re.compile(r"(?<![\w.'’])([0-9]{1,2})['′](?![\w'’])")
-_PRESSURE = re.compile(r"(?<![\w.,/])([0-9]{2,3})/([0-9]{2,3})(?: ?mm ?Hg)(?!\w)")
-_INCHES_MARK = re.compile(r"(?<![\w.,])([0-9]{1,3}(?:\.[0-9]{1,2})?)[\"″](?= [a-z]|-[a-z])")
+_PRESSURE = re.compile(r"(?<![\w.,/])([0-9]{2,3})/([0-9]{2,3})(?: ?mm ?Hg)?(?![\w/])")
+_BLOOD = re.compile(r"\bBP\b|[Pp]ressure")
+_INCHES_MARK = re.compile(
+    rf"(?<![\w.,/])((?:{_FRACTION})|[0-9]{{1,3}}(?:\.[0-9]{{1,2}})?)[\"″](?= [a-z]|-[a-z])"
+)
 _INCHES = re.compile(
     rf"(?<![\w.,])({_NUMBER}) ?in(?:\.(?= [a-z])|(?= (?:wide|long|tall|deep|high|thick|x|by|diameter)\b))"
 )
@@ -173,6 +176,9 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
 def _quantity(match: re.Match[str], say: EnglishNumbers) -> str | None:
     sign, number, last, gap, symbol, per, _stop = match.groups()
     if (symbol in _SPACED_ONLY and gap != " ") or (symbol in {"in.", "A", "t", "h"} and gap == "-"):
+        return None
+    after = match.string[match.end(5) : match.end(5) + 3]
+    if symbol in _COMPASS and re.match(r"\. ?[0-9A-Z]", after):  # 221 W. 34th St.
         return None
     if symbol == "K" and per:
         return None
@@ -247,8 +253,12 @@ def _feet_inches(match: re.Match[str], say: EnglishNumbers) -> str:
     return f"{feet} {say.literal(match[2])} {'inch' if match[2] == '1' else 'inches'}"
 
 
-def _pressure(match: re.Match[str], say: EnglishNumbers) -> str:
+def _pressure(match: re.Match[str], say: EnglishNumbers) -> str | None:
     unit = " millimeters of mercury" if match[0].endswith("g") else ""
+    if not unit and not (
+        _BLOOD.search(match.string) and 70 <= int(match[1]) <= 260 and 40 <= int(match[2]) <= 160
+    ):
+        return None
     return f"{say.literal(match[1])} over {say.literal(match[2])}{unit}"
 
 
@@ -260,7 +270,7 @@ def _quoted(match: re.Match[str]) -> bool:
 def _inch_mark(match: re.Match[str], say: EnglishNumbers) -> str | None:
     if match.string.count('"', 0, match.start()) % 2:  # it closes a quotation
         return None
-    return f"{say.literal(match[1])} inch"
+    return f"{_number(match[1], say)} inch"
 
 
 def _latitude(match: re.Match[str], say: EnglishNumbers) -> str:

@@ -36,6 +36,7 @@ _DOMAIN = re.compile(
 )
 _COMMON_TLD = re.compile(r"\.(?:com|org|net|edu|gov|io|ai|co|dev|app|info|uk|de|fr|us|eu|ca|me|tv|ch|nl|jp)$")
 _FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]{0,60})")
+_SHORT_FLAG = re.compile(r"(?<=[a-z]{2} )-([A-Za-z])(?=\s|$)")
 _UUID = re.compile(
     r"(?<![\w-])([0-9a-fA-F]{8})-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}(?![\w-])"
 )
@@ -64,7 +65,7 @@ _EXTENSIONS = (
 )
 _WINDOWS_PATH = re.compile(r"(?<![\w\\])(?:[A-Za-z]:\\|\\\\)[^\s\"'“”<>|*?]{0,200}")
 _UNIX_PATH = re.compile(
-    r"(?<![\w/.:~<])(?:~|\.{1,2})?(?:/[\w.@+~%-]+){2,}/?|(?<![\w/.:~<])(?:~|\.{1,2})(?:/[\w.@+~%-]+)+/?|"
+    r"(?<![\w/.:~<])(?:~|\.{1,2})?(?:/[\w.@+~%-]+){2,}/?(?:\?[\w=&%.+-]+)?|(?<![\w/.:~<])(?:~|\.{1,2})(?:/[\w.@+~%-]+)+/?|"
     r"(?<![\w/.:~<])/[a-zA-Z_][\w.+-]*/?(?![\w/])"
 )
 _FILE = re.compile(
@@ -190,6 +191,7 @@ def names(tape: Tape, say: EnglishNumbers, urls: str) -> None:
     """Hosts without a scheme, files, IP addresses, hashes, handles, hashtags."""
     text = tape.text
     if "-" in text:
+        tape.sub(_SHORT_FLAG, lambda flag: f"dash {flag[1]}")
         tape.sub(_FLAG, lambda flag: f"dash dash {read_address(flag[1], say)}")
         tape.sub(_UUID, lambda uuid: f"U U I D starting with {_spell(uuid[1], say)}")
     if "#" in text:

@@ -44,7 +44,7 @@ _PLAIN = {
     "him/her": "him or her", "s/he": "she or he",
     "yes/no": "yes or no", "b/c": "because", "tel.": "telephone", "Tel.": "Telephone", "intl.": "international",
     "temp.": "temperature",
-    "ext.": "extension", "Ph.D.": "P H D", "Ph.D": "P H D", "PhD": "P H D", "PhDs": "P H D's", "N.B.": "note",
+    "ext.": "extension", "pts": "points", "pts.": "points", "&c.": "et cetera", "Ph.D.": "P H D", "Ph.D": "P H D", "PhD": "P H D", "PhDs": "P H D's", "N.B.": "note",
     "P.S.": "P S", "RSVP": "R S V P",
     "w.r.t.": "with respect to", "wrt": "with respect to", "ft.": "feet", "lb.": "pounds", "lbs.": "pounds",
     "oz.": "ounces",
@@ -52,7 +52,9 @@ _PLAIN = {
     "R&B": "R and B",
 }  # fmt: skip
 _PLAIN = {
-    form.capitalize(): said for form, said in _PLAIN.items() if form.islower() and form.endswith(".")
+    form.capitalize(): said
+    for form, said in _PLAIN.items()
+    if form.islower() and form.endswith(".") and form not in {"max.", "min.", "temp.", "lb.", "ft.", "oz."}
 } | _PLAIN
 _NUMBERED = {
     "no": "number", "nos": "numbers", "nr": "number", "fig": "figure", "figs": "figures", "eq": "equation",
@@ -82,6 +84,9 @@ _PLAIN_USE = re.compile(
     + ")(?![\\w/])"
 )
 _INITIALS = re.compile(r"(?<![\w.'’])((?:[A-Z]\. ?){1,4})(?=[A-Z][a-zà-ÿ'’])")
+_LONE_INITIAL = re.compile(r"(?<![\w.'’])([A-HJ-Z])\.(?= [a-z])")
+_DIRECTION = re.compile(r"(?<=[0-9] )([NSEW])\.(?= ?[0-9A-Z])")
+_DIRECTIONS = {"N": "North", "S": "South", "E": "East", "W": "West"}
 _DOTTED = re.compile(r"(?<![\w.])(?:[A-Za-z]\.){2,8}(?:[A-Za-z](?![\w]))?(?:['’]s)?")
 
 _ROMAN = r"(M{0,3}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3}))"
@@ -128,6 +133,7 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     text = tape.text
     if "." in text or "/" in text or "&" in text:
         tape.rewrite(_NUMBERED_USE, lambda word: f"{tape.hold(_NUMBERED[word[1].lower()])} ")
+        tape.sub(_DIRECTION, lambda letter: _DIRECTIONS[letter[1]])
         tape.sub(_DRIVE, lambda _: "Drive")
         tape.sub(_TITLE_USE, lambda title: _TITLES[title[1]])
     tape.rewrite(_NUMERO, lambda _: f"{tape.hold('number')} ")
@@ -137,6 +143,7 @@ def apply(tape: Tape, say: EnglishNumbers) -> None:
     if "." in text:
         tape.rewrite(_INITIALS, lambda initials: initials[1].replace(".", " "))
         tape.sub(_DOTTED, _dotted)
+        tape.rewrite(_LONE_INITIAL, r"\1")
     tape.rewrite(_ROMAN_NUMBERED, lambda found: _numeral(found, say.cardinal, tape))
     tape.rewrite(_ROMAN_RULER, lambda found: _numeral(found, lambda value: f"the {say.ordinal(value)}", tape))
     tape.rewrite(_ROMAN_NAME, lambda found: _numeral(found, say.cardinal, tape, least=2))
