@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import functools
 import re
 from collections.abc import Mapping
 from urllib.parse import unquote
@@ -160,25 +162,10 @@ class International:
         return self._cardinal(text)
 
     def _convert(self, plain: str, to: str) -> str:
-        """What num2words says, or the digits where it says nothing: it has gaps, in each language other ones."""
-        import decimal
-
-        import num2words  # type: ignore[import-untyped]
-
-        number = decimal.Decimal(plain) if "." in plain else int(plain)
-        for kind in (to, "cardinal"):
-            try:
-                said = num2words.num2words(number, lang=self._name, to=kind)
-            except Exception:
-                continue
-            if isinstance(said, str) and said.strip():
-                return clean(said).strip()
-        return plain
+        return _words(self._name, plain, to)
 
     def _price(self, match: re.Match[str]) -> str | None:
-        import decimal
-
-        import num2words
+        import num2words  # type: ignore[import-untyped]
 
         minus, sign, first, last, suffix = match.groups()
         plain = self._plain(first or last)
@@ -245,6 +232,22 @@ class International:
             else:
                 out.append(self._said.get(piece, ""))
         return " ".join(piece for piece in out if piece) if self._said else "".join(out)
+
+
+@functools.lru_cache(maxsize=4096)
+def _words(language: str, plain: str, to: str) -> str:
+    """What num2words says, or the digits where it says nothing: it has gaps, in each language other ones."""
+    import num2words
+
+    number = decimal.Decimal(plain) if "." in plain else int(plain)
+    for kind in (to, "cardinal"):
+        try:
+            said = num2words.num2words(number, lang=language, to=kind)
+        except Exception:
+            continue
+        if isinstance(said, str) and said.strip():
+            return clean(said).strip()
+    return plain
 
 
 def _without_cents(said: str, nothing: str) -> str:
