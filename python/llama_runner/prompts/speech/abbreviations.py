@@ -78,7 +78,7 @@ class SplitRules:
             return False
         if lower in self.numbered and (next_char.isdecimal() or next_char in "#§"):
             return False
-        if self.ordinal_dot and stem.isdecimal() and len(stem) <= 2:
+        if self.ordinal_dot and stem.isdecimal() and len(stem) <= 2 and not bare.endswith(f"Nr. {word}"):
             return self._starts(follows, complete)
         if next_char.islower():
             return not self._goes_on(stem, lower, len(left) > len(bare))

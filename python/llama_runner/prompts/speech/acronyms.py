@@ -16,7 +16,7 @@ _SPECIAL = {
     "NoSQL": "no S Q L", "iOS": "I O S",
     "iPadOS": "I pad O S", "macOS": "mac O S", "tvOS": "T V O S", "watchOS": "watch O S", "OAuth": "O auth",
     "LaTeX": "lay tech", "TeX": "tech",
-    "WiFi": "why fie", "Wi-Fi": "why fie", "wifi": "why fie", "OK": "okay", "SaaS": "sass", "PaaS": "pass",
+    "WiFi": "Wi-Fi", "Wi-Fi": "Wi-Fi", "wifi": "Wi-Fi", "OK": "okay", "SaaS": "sass", "PaaS": "pass",
     "IaaS": "I A A S", "LoRA": "lora",
     "GIF": "gif", "ChatGPT": "chat G P T", "OpenAI": "open A I", "xAI": "X A I", "DIY": "D I Y", "TV": "T V",
     "TVs": "T V's", "kHz": "kilohertz",

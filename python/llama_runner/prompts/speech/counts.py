@@ -232,7 +232,7 @@ def _vulgar(match: re.Match[str], say: EnglishNumbers) -> str:
 
 def _fraction(match: re.Match[str], say: EnglishNumbers) -> str:
     top, bottom = int(match[1]), int(match[2])
-    if top + bottom == 100:  # 50/50, the 80/20 rule
+    if top + bottom == 100 or match[0] == "9/11":  # 50/50, the 80/20 rule
         return f"{say.cardinal(top)} {say.cardinal(bottom)}"
     before = match.string[max(0, match.start() - 12) : match.start()]
     if re.search(
@@ -241,7 +241,7 @@ def _fraction(match: re.Match[str], say: EnglishNumbers) -> str:
         return f"{say.cardinal(top)} of {say.cardinal(bottom)}"
     if bottom == 100 and top > 1:
         return f"{say.cardinal(top)} out of {say.cardinal(bottom)}"
-    if re.search(r"\b(?:score[ds]?:?|got|rated|rating|gets?|is|a|an) $", before) and bottom in {
+    if re.search(r"\b(?:score[ds]?:?|got|rated|rating|it|this|gets?|is|a|an) $", before) and bottom in {
         5,
         10,
         20,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from .numbers import AMERICAN
 from .tape import Tape
 
 __all__ = ["drop", "emoticons", "name"]
@@ -18,6 +19,7 @@ _EMOTICON = re.compile(r"(?<!\w)(?:[:;=]['’]?-?[)(DPpO|\]\[]|[:;]-?/(?!/)|<3(?
 _FLAG = re.compile("[\U0001f1e6-\U0001f1ff]{2}")
 _KEYCAP = re.compile("([0-9#*])\ufe0f?\u20e3")
 _SEQUENCE = re.compile(f"[{_PICTURE}][{_MODIFIERS}]*(?:\u200d[{_PICTURE}][{_MODIFIERS}]*)*")
+_NUMBER = re.compile("[0-9]+")
 _LEFT = re.compile(f"[\u200d{_MODIFIERS}]")
 _NAMES = {
     "👍": "thumbs up", "👎": "thumbs down", "❤": "red heart", "😂": "face with tears of joy",
@@ -73,7 +75,7 @@ def _flag(letters: str) -> str:
 
 def _name(sequence: str) -> str:
     members = [member.translate(_MODIFIER_TABLE) for member in sequence.split("\u200d")]
-    if len(members) == 2 and members[1] in _JOBS and members[0] in "👨👩🧑":
+    if len(members) == 2 and members[1] in _JOBS and members[0] in {"👨", "👩", "🧑"}:
         return f"{_one(members[0])} {_JOBS[members[1]]}"
     names = [_one(member) for member in members if member and member not in "♀♂"]
     return " ".join(name for name in names if name) or "emoji"
@@ -85,4 +87,5 @@ _MODIFIER_TABLE = {0xFE0E: None, 0xFE0F: None, 0x20E3: None, **dict.fromkeys(ran
 def _one(char: str) -> str:
     if char in _NAMES:
         return _NAMES[char]
-    return " ".join(unicodedata.name(letter, "").lower().removesuffix(" sign") for letter in char).strip()
+    name = unicodedata.name(char, "").lower().removesuffix(" sign")
+    return _NUMBER.sub(lambda number: f" {AMERICAN.literal(number[0])}", name).replace("- ", " ").strip()

@@ -69,7 +69,9 @@ class English:
 
     def code_block(self, language: str) -> str:
         """What announces a block of code."""
-        name = _LANGUAGES.get(language.lower(), language)
+        name = _LANGUAGES.get(language.lower())
+        if name is None:
+            name = web.read_address(language, self._say)
         return f"Code block in {name}." if name else "Code block."
 
     def footnote(self, name: str) -> str:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import unquote
 
-from . import emoji, inline, punctuation
+from . import calendars, emoji, inline, punctuation
 from .lexicon import Lexicon
 from .tape import HELD, Tape, clean
 
@@ -119,8 +119,9 @@ class International:
                 char or "", ""
             ) + " "
 
+        calendars.apply(tape, self._base, self._convert)
         if self._ordinal:
-            tape.sub(self._ordinal, lambda found: self._convert(found[1], "ordinal"))
+            tape.sub(self._ordinal, self._ordinal_word)
         tape.sub(patterns["price"], self._price)
         if "%" in said:
             tape.sub(
@@ -163,6 +164,10 @@ class International:
 
     def _convert(self, plain: str, to: str) -> str:
         return _words(self._name, plain, to)
+
+    def _ordinal_word(self, match: re.Match[str]) -> str:
+        said = self._convert(match[1], "ordinal")
+        return said + "n" if self._base == "de" and said.endswith("e") and calendars.takes_n(match) else said
 
     def _price(self, match: re.Match[str]) -> str | None:
         import num2words  # type: ignore[import-untyped]
@@ -269,7 +274,7 @@ def _without_cents(said: str, nothing: str) -> str:
 
 # How a language writes ordinals in digits.
 _ORDINALS: dict[str, re.Pattern[str]] = {
-    "de": re.compile(r"(?<![\w.,])([0-9]{1,2})\.(?= [A-ZÄÖÜ]?[a-zäöü])"),
+    "de": re.compile(r"(?<![\w.,])(?<!Nr\. )([0-9]{1,2})\.(?= [A-ZÄÖÜ]?[a-zäöü])"),
     "fr": re.compile(r"(?<![\w.,])([0-9]{1,4})(?:ers?|[èe]mes?|es?|re|nd|nde)(?!\w)"),
     "es": re.compile(r"(?<![\w.,])([0-9]{1,4})\.?[ºªo°](?!\w)"),
     "it": re.compile(r"(?<![\w.,])([0-9]{1,4})[º°ª](?! ?[CF])(?!\w)"),

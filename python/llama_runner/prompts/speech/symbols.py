@@ -45,6 +45,7 @@ _GREEK = {
     "Σ": "sigma", "Φ": "phi",
     "Ψ": "psi", "Ω": "omega",
 }  # fmt: skip
+_NUMBERS = re.compile(r"[0-9]+(?:\.[0-9]+)?")
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "0123456789+-n")
 _LOWERED = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
@@ -58,7 +59,9 @@ _COMPARED_WORDS = {
     "~": "about ",
 }
 _ASCII_USE = re.compile("|".join(re.escape(sign) for sign in sorted(_ASCII, key=len, reverse=True)))
-_POWER = re.compile(rf"(?<=[\w){HELD}])(?:\^\{{?\(?([-−]?[\w.{HELD}]+)\)?\}}?|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+))")
+_POWER = re.compile(
+    rf"(?<=[\w){HELD}])(?:\^\{{?\(?([-−]?[\w{HELD}]+(?:\.[\w{HELD}]+)*)\)?\}}?|([⁻⁺]?[⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ]+))"
+)
 _SUBSCRIPT = re.compile("([₀₁₂₃₄₅₆₇₈₉]+)")
 _TIMES = re.compile(rf"(?<=[\w){HELD}]) ?\* ?(?=[\w({HELD}])")
 _MINUS = re.compile(
@@ -130,4 +133,4 @@ def _power(exponent: str) -> str:
     if digits.isdecimal() and digits.isascii() and len(digits) < 4:
         number = _SMALL.cardinal(int(digits)) if sign else _SMALL.ordinal(int(digits))
         return f"to the {sign}{number}"
-    return f"to the power of {sign}{digits}"
+    return f"to the power of {sign}{_NUMBERS.sub(lambda number: f' {_SMALL.literal(number[0])} ', digits)}"
