@@ -58,6 +58,7 @@ __all__ = [
     "UnknownMessageError",
     "UnknownParameterError",
     "UnknownToolError",
+    "UnsupportedLanguageError",
     "UnsupportedModelError",
     "UsageError",
     "WorkerDiedError",
@@ -307,6 +308,10 @@ class UsageError(LlamaRunnerError):
 
 class InvalidArgumentError(UsageError, ValueError):
     """A value out of its range; the message names the value and what would be right."""
+
+
+class UnsupportedLanguageError(InvalidArgumentError):
+    """A language for which there are no rules; the message names those there are."""
 
 
 class ArgumentTypeError(UsageError, TypeError):

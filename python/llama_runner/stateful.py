@@ -38,7 +38,11 @@ class StatefulLog:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lock.release()
+        try:
+            if self._pinned is None and len(self):  # a turn that was to take its place came to nothing
+                self._pinned = self._engine.pin(self.tokens)
+        finally:
+            self._lock.release()
 
     @property
     def busy(self) -> bool:
@@ -50,12 +54,14 @@ class StatefulLog:
     def with_prompt(self, new: Tokens, most: int | None = None) -> StatefulTurn:
         """The text and one more prompt: of more than ``most`` tokens the oldest turns go, down to half of that.
 
-        Nothing changes before ``commit``.
+        The text does not change before ``commit``.
         """
         kept, starts, receipt = self.tokens, self.starts, None
         if most is not None and len(self) and len(self) + len(new) > most:
             kept, starts = self._shortened(max(0, most // 2 - len(new)))
             receipt = self._receipt(kept)
+        if receipt is not None:  # the cells of what goes may be wanted for what stays
+            self._pinned = self._engine.pin(NONE, self._pinned)
         return StatefulTurn(np.concatenate([kept, new]), [*starts, len(kept)], receipt)
 
     def commit(self, turn: StatefulTurn, answer: Tokens) -> None:
