@@ -14,12 +14,14 @@ from llama_runner._check import check_bool, check_choice
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, Vocab
 from llama_runner.core.token_attr import TokenAttr
-from llama_runner.errors import ArgumentTypeError
+from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
 
 __all__ = ["Options", "Renderer", "common_bytes"]
 
 Tokens = npt.NDArray[np.int32]
 Messages = Sequence[Mapping[str, Any]]
+RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+"""Variables that would have a template write another conversation than the session's."""
 REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 
 
@@ -54,6 +56,8 @@ def checked_variables(given: Any) -> dict[str, Any]:
     """A copy of a template's variables, as a file can hold them."""
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ArgumentTypeError("template_kwargs is a dict with the names of the template's variables")
+    for name in RESERVED & given.keys():
+        raise InvalidArgumentError(f"template_kwargs has {name}, which is the session's own to say")
     try:
         copy: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as problem:

@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_bool, check_int
+from llama_runner._hold import Hold
 from llama_runner.chat.messages import check_messages
 from llama_runner.chat.tools import CancelFlag, Tool, ToolSet
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, SamplerChain
 from llama_runner.engine import Adapters, Engine, LogitsProcessor
 from llama_runner.engine.sampling import sampler_chain
-from llama_runner.errors import InvalidArgumentError, ModelCapabilityError, StateError
+from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ModelCapabilityError, StateError
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Plan, Receipt
-from llama_runner.session.conversation import Conversation, Hold, OnFull, Warmup
+from llama_runner.session.conversation import Conversation, OnFull, Warmup
 from llama_runner.session.message import Branch, Message, Node
 from llama_runner.session.rendering import Options, checked_variables
 from llama_runner.session.reply import Reply
@@ -144,7 +145,7 @@ class Session(Conversation):
 
     def add(self, content: Content, *, role: str = "user") -> tuple[Message, ...]:
         """Add messages without a reply: a document, what another model said, results of tools. Returns them."""
-        with self._taken():
+        with self._turn.taken():
             new = tuple(Message.new(data) for data in self._new_messages(content, role))
             self._head = self._grown(self._head, new)
             return new
@@ -180,7 +181,7 @@ class Session(Conversation):
         chosen = self.tools if tools is None else as_tool_set(tools)
         limits = Limits(
             max_steps=max_steps, timeout=timeout, tool_timeout=tool_timeout, parallel=parallel, cancel=cancel,
-            on_step=on_step,
+            on_step=on_step, reply_timeout=self._timeout_of(options),
         )  # fmt: skip
         return run_steps(self, content, chosen, limits, options)
 
@@ -201,9 +202,14 @@ class Session(Conversation):
         chosen = self.tools if tools is None else as_tool_set(tools)
         limits = Limits(
             max_steps=max_steps, timeout=timeout, tool_timeout=tool_timeout, parallel=parallel, cancel=cancel,
-            on_step=on_step,
+            on_step=on_step, reply_timeout=self._timeout_of(options),
         )  # fmt: skip
         return await arun_steps(self, content, chosen, limits, options)
+
+    def _timeout_of(self, options: Mapping[str, Any]) -> float | None:
+        """What ``params`` say of a reply's time, which a run's keyword must not make longer."""
+        params = options.get("params") or self.params
+        return params.timeout if isinstance(params, GenerationParams) else None
 
     def _prepare(
         self,
@@ -241,12 +247,13 @@ class Session(Conversation):
             enable_thinking=thinks,
             template_kwargs={**self.options.template_kwargs, **checked_variables(template_kwargs or {})},
         )
-        hold = self._take()
+        hold = self._turn.take()
         try:
+            self._check_open()
             added = self._new_messages(content, role)
             return self._turn_of(hold, added, options, settings, bound is not None, logits_processor)
         except BaseException:
-            self._release(hold)
+            self._turn.release(hold)
             raise
 
     def _new_messages(self, content: Content, role: str) -> list[dict[str, Any]]:
@@ -364,7 +371,7 @@ class Session(Conversation):
         self._log = np.concatenate([turn.tokens, np.asarray(turn.read, dtype=np.int32)])
         self._draws += 1
         self.used_at = time.monotonic()
-        self._release(turn.hold)
+        self._turn.release(turn.hold)
         return message
 
     def _make_room(self, turn: Turn) -> bool:
@@ -374,7 +381,7 @@ class Session(Conversation):
             return False
         try:
             kept, prompt, tokens = self._shortened(turn.kept, turn.added, turn.options, most)
-        except InvalidArgumentError:
+        except (InvalidArgumentError, ContextOverflowError):
             return False
         if len(kept) == len(turn.kept):
             return False
@@ -409,6 +416,7 @@ class Session(Conversation):
         fork._renderer = self._renderer.copy()
         fork._head, fork._tips, fork._log = self._head, list(self._tips), self._log
         fork._pinned = set(self._pinned)
+        self.registry.add(fork)
         return fork
 
     # --- files
