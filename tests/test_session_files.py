@@ -260,8 +260,10 @@ def test_what_nobody_uses_makes_room(tiny_model: TinyModelFactory, tmp_path: Pat
     with tiny(tiny_model(kind), n_ctx=256) as runner:
         session = talked(runner)
         session.save(path)
-        for i in range(16):
-            runner.generate(f"{i} is a number " * 2, max_tokens=20, ignore_eos=True)
+        runner.clear_context()
+        for i in range(20):
+            if runner.get_context_info().used + session.n_tokens <= 256:
+                runner.generate(f"{i} abc def" * 4, max_tokens=10, ignore_eos=True)
         again = runner.load_session(path)
         assert again.tokens.tolist() == session.tokens.tolist()
         found = runner.engine.foresee(again.tokens)
