@@ -171,7 +171,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert receipt.tokens_before == receipt.kept + receipt.dropped
         assert receipt.tokens_after == session.n_tokens and receipt.kept <= receipt.tokens_after
         assert receipt.computed == computed and receipt.exact
-        if session.n_tokens > 1 and zlib.crc32(session.tokens.tobytes()) % 4 == 0:
+        if 1 < session.n_tokens < N_CTX and zlib.crc32(session.tokens.tobytes()) % 4 == 0:
             before = self.rows()
             request = self.runner.engine.feed(session.tokens)
             while not request.ended:
@@ -470,6 +470,8 @@ class SessionMachine(RuleBasedStateMachine):
     def save_and_load(self, place: int, kv: bool) -> None:
         account = self.account(place)
         old, path = account.session, self.folder / "session"
+        if old.n_tokens > N_CTX:
+            return self.unchanged(account, lambda: old.save(path), errors.ContextOverflowError)
         old.save(path)
         account.session = new = self.runner.load_session(path, kv=kv)
         assert new.template.source == CHATML

@@ -361,6 +361,8 @@ class Conversation:
         pending = 0
         if len(tokens):
             pending = self.engine.foresee(tokens, generates=False, adapters=self.adapters).computed_tokens
+        if not reason and head is not None and len(tokens) == 0:
+            reason = "the template does not write it as it is: plan() tells why, and nothing is read before it goes on"
         if not reason and len(tokens):
             reason = (
                 "the rest is new"
