@@ -268,9 +268,10 @@ class SessionMachine(RuleBasedStateMachine):
             return
         stream = session.stream(text, max_tokens=40, **GREEDY)
         read: list[int] = []
+        over = False
         for _, chunk in zip(range(chunks), stream, strict=False):  # each has all that has come until then
             read += chunk.tokens
-        over = len(read) == 40
+            over = chunk.finish_reason is not None
         for call in (lambda: session.send("x"), session.fork, session.plan, lambda: session.edit("x", "y")):
             if not over:
                 with pytest.raises(errors.ContextBusyError):

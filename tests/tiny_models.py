@@ -555,7 +555,7 @@ def write_tiny_model(
 
 
 def write_with_vocab_of(path: str | Path, source: str | Path) -> Path:
-    """Write a tiny llama with the vocabulary of another model, a byte-level BPE: its prompts, at a fraction of its cost."""
+    """Write a tiny llama with the vocabulary of another model, a byte-level BPE: its prompts, for less."""
     fields = gguf.GGUFReader(str(source)).fields
     found = {name: item.contents() for name, item in fields.items() if name.startswith("tokenizer.ggml.")}
     tokens, types, merges = (
