@@ -181,7 +181,8 @@ class Conversation:
         """What a reply would compute: of the conversation as it is, or of ``messages`` in its place. Changes nothing.
 
         ``plan(chat.to_messages() + [new])`` tells what a turn costs before it is taken. True as long as nobody else
-        comes; takes up to a step of the engine. Raises MessageError, and InvalidArgumentError for what the template
+        comes, except that less of what was stored outside the KV memory comes back where the prompt leaves no room for
+        it; takes up to a step of the engine. Raises MessageError, and InvalidArgumentError for what the template
         refuses.
         """
         with self._taken():
