@@ -20,6 +20,7 @@ from benchmarks.long_prefill import long_prefill
 from benchmarks.open_sessions import open_sessions
 from benchmarks.peers import Peers
 from benchmarks.report import Row, table
+from benchmarks.sessions import sessions
 from benchmarks.streams import busy_python, many_streams, one_stream
 from llama_runner.models import resolve_model
 
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
     "long-prefill": long_prefill,
     "disk-tier": disk_tier,
     "cancel": cancel,
+    "sessions": sessions,
 }
 
 
