@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ __all__ = ["WHITESPACE", "guided_schema", "plain_schema", "schema_text"]
 MAX_DEPTH = 60  # llguidance's reader of JSON stops at 128 levels, and a schema within a schema takes two
 MAX_NODES = 200_000
 MAX_TEXT = 4 << 20  # bytes
+MAX_PATH = 8000  # levels that can be in one another by references: llguidance follows each once, by recursion
 
 Json = Any
 
@@ -89,7 +91,9 @@ def plain_schema(schema: object) -> dict[str, Any]:
 def _plain(value: object, path: str, depth: int, count: list[int]) -> Json:
     count[0] += 1
     if depth > 2 * MAX_DEPTH:
-        raise ConstraintError(f"the schema at {path[:200]}: it nests more than {2 * MAX_DEPTH} levels", path=path)
+        raise ConstraintError(
+            f"the schema at {path[:200]}: it nests more than {2 * MAX_DEPTH} levels", path=path
+        )
     if count[0] > MAX_NODES:
         raise ConstraintError(f"the schema has more than {MAX_NODES} values")
     if isinstance(value, Mapping):
@@ -140,6 +144,7 @@ def guided_schema(schema: object, whitespace: str = "line") -> str:
                 keyword=name,
             )
     _check(plain, "#", 0)
+    _References(plain).check()
     guided = {**plain, "x-guidance": {**WHITESPACE[whitespace], **guidance}}
     return json.dumps(guided, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
@@ -165,11 +170,15 @@ def _check(node: Json, path: str, depth: int) -> None:
             raise _unsupported(key, path)
     least = node.get("minProperties", 0)
     if isinstance(least, int) and least > max(1, len(set(_strings(node.get("required"))))):
-        raise _unsupported("minProperties", path, "a key could be repeated to reach it; name the keys in required")
+        raise _unsupported(
+            "minProperties", path, "a key could be repeated to reach it; name the keys in required"
+        )
     for key in _SCHEMAS:
         inner = node.get(key, {})
         if not isinstance(inner, dict):
-            raise ConstraintError(f"the schema at {path}: {key} is an object of schemas", path=path, keyword=key)
+            raise ConstraintError(
+                f"the schema at {path}: {key} is an object of schemas", path=path, keyword=key
+            )
         for name, item in inner.items():
             _check(item, f"{path}/{key}/{name}", depth + 1)
     for key in _LISTS:
@@ -194,3 +203,108 @@ def _unsupported(keyword: str, path: str, hint: str = "") -> ConstraintError:
     return ConstraintError(
         f"the schema at {path}: the keyword {keyword} is not supported{more}", keyword=keyword, path=path
     )
+
+
+class _References:
+    """Where a schema refers to itself: how deep that can go, and whether it comes to an end."""
+
+    def __init__(self, root: dict[str, Any]) -> None:
+        self.root = root
+        self.targets: dict[str, Json] = {}
+        todo: list[Json] = [root]
+        while todo:
+            node = todo.pop()
+            if not isinstance(node, dict):
+                continue
+            reference = node.get("$ref")
+            if isinstance(reference, str) and reference not in self.targets:
+                self.targets[reference] = self.resolve(reference)
+                todo.append(self.targets[reference])
+            todo += _inner(node)
+
+    def resolve(self, reference: str) -> Json:
+        """What a pointer leads to; None where it is no pointer within the schema, or leads nowhere."""
+        if not reference.startswith("#"):
+            return None
+        node: Json = self.root
+        for part in urllib.parse.unquote(reference[1:]).split("/")[1:]:
+            name = part.replace("~1", "/").replace("~0", "~")
+            if isinstance(node, dict) and name in node:
+                node = node[name]
+            elif isinstance(node, list) and name.isdecimal() and len(name) < 7 and int(name) < len(node):
+                node = node[int(name)]
+            else:
+                return None
+        return node
+
+    def check(self) -> None:
+        deepest = _depth(self.root) + sum(
+            MAX_DEPTH if target is None else _depth(target) for target in self.targets.values()
+        )
+        if deepest > MAX_PATH:
+            raise ConstraintError(
+                f"the schema's {len(self.targets)} references can lead {deepest} levels deep: at most {MAX_PATH}",
+                keyword="$ref",
+            )
+        if self.targets:
+            self.check_ends()
+
+    def check_ends(self) -> None:
+        """Refuse a schema that only values without an end would fit, such as an object that requires itself."""
+        ends: set[str] = set()
+        left = [*reversed(self.targets)]  # what is referred to last is most often what the others need
+        while True:
+            n = len(left)
+            for name in left:
+                if self.ends(self.targets[name], ends):
+                    ends.add(name)
+            left = [name for name in left if name not in ends]
+            if len(left) == n:
+                break
+        if not self.ends(self.root, ends):
+            raise ConstraintError(
+                f"the schema at #: {left[0]} requires itself: no value that fits has an end", keyword="$ref"
+            )
+
+    def ends(self, node: Json, known: set[str]) -> bool:
+        """Whether some value of finite size fits, given the references of which that is known."""
+        if not isinstance(node, dict) or "const" in node or "enum" in node:
+            return True
+        reference = node.get("$ref")
+        if isinstance(reference, str) and reference not in known and self.targets.get(reference) is not None:
+            return False
+        for key in ("anyOf", "oneOf"):
+            if key in node and not any(self.ends(item, known) for item in node[key]):
+                return False
+        if not all(self.ends(item, known) for item in node.get("allOf", ())):
+            return False
+        kinds = node.get("type", "object" if "required" in node else None)
+        if kinds == "object":
+            return all(
+                self.ends(node.get("properties", {}).get(name, node.get("additionalProperties", True)), known)
+                for name in _strings(node.get("required"))
+            )
+        if kinds == "array":
+            least = node.get("minItems", 0)
+            first = node.get("prefixItems", [])
+            items = [*first, node.get("items", True)][: least if isinstance(least, int) else 0]
+            return all(self.ends(item, known) for item in items)
+        return True
+
+
+def _inner(node: dict[str, Any]) -> list[Json]:
+    """The schemas right within a schema."""
+    found: list[Json] = []
+    for key in _SCHEMAS:
+        found += node.get(key, {}).values()
+    for key in _LISTS:
+        found += node.get(key, [])
+    return found + [node[key] for key in _SINGLE if key in node]
+
+
+def _depth(node: Json) -> int:
+    """Levels of schemas within a schema, itself included; definitions count where they are referred to."""
+    if not isinstance(node, dict):
+        return 1
+    inner = _inner({key: value for key, value in node.items() if key not in ("$defs", "definitions")})
+    return 1 + max(map(_depth, inner), default=0)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ._response import Response
 from .errors import InvalidArgumentError
 
 __all__ = [
@@ -200,9 +201,20 @@ class Completion:
     """The seed really used: passed back in, it repeats the generation."""
     explanation: Explanation | None = None
     """Why as much of the prompt was computed as was; not compared."""
+    response: Response | None = None
+    """What the text of a constrained generation is to become; not compared."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", _frozen_tokens(self.tokens))
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as what was asked for: a value of the type given as ``json_schema``, or JSON's plain values for a
+        schema; the text itself for ``regex``, ``choices``, ``lark`` and ``grammar``; None without any of these.
+
+        Raises ResponseParseError where the generation was cut off before that. Made anew at each call.
+        """
+        return None if self.response is None else self.response.parse()
 
     def _compared(self) -> tuple[object, ...]:
         told = (self.text, self.tokens.tobytes(), self.finish_reason, self.stop_match)
@@ -217,6 +229,12 @@ class Completion:
     def __reduce__(self) -> tuple[type[Completion], tuple[object, ...]]:
         # NumPy forgets read-only over a pickle; going through the constructor sets it again.
         return Completion, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def as_type(self, kind: Any) -> Completion:
+        """The same with ``parsed`` giving a value of this type; itself where there is nothing to change."""
+        if self.response is None or kind is None:
+            return self
+        return dataclasses.replace(self, response=dataclasses.replace(self.response, type=kind))
 
     def explain(self) -> Explanation:
         """Which part of the prompt was cached, where it first differed from that, and why the rest was computed."""

@@ -261,6 +261,7 @@ class Request:
         reason: Any = self._end
         tokens = np.asarray(self._tokens, dtype=np.int32)
         text = "".join(self._text)
+        response = self.params.response(text, reason)
         if self.params.echo:
             text = self.vocab.detokenize(self.prompt, unparse_special=True) + text
         return Completion(
@@ -279,6 +280,7 @@ class Request:
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
             seed=self.seed,
             explanation=self.explain(),
+            response=response,
         )
 
     def explain(self) -> Explanation:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from llama_runner.core import SamplerChain, Vocab
 from llama_runner.params import GenerationParams
+from llama_runner.structured import constrain
 
 __all__ = ["sampler_chain"]
 
@@ -32,9 +33,8 @@ def sampler_chain(
         bias.update(dict.fromkeys(vocab.eog_tokens, -np.inf))
     if bias:
         chain.logit_bias(vocab, bias)
-    # after the prompt was accepted: a grammar is about the answer alone
-    if params.grammar is not None:
-        chain.grammar(vocab, params.grammar)
+    # after the prompt was accepted: a constraint is about the answer alone
+    constrain(chain, vocab, params)
     if params.is_greedy:
         return chain.greedy()
     if params.top_k:

@@ -54,6 +54,8 @@ cdef tuple LIMITS = (
 )
 cdef str EXTRA = "install llama-runner[structured]"
 cdef size_t MAX_TEXT = 4 << 20
+cdef int MAX_RULES = 10_000  # of a Lark grammar: the same
+cdef int MAX_REFERENCES = 130  # of JSON schemas in a Lark grammar
 cdef int MAX_NESTING = 200  # parentheses of a grammar or regular expression: llguidance parses them by recursion
 MAX_CHOICES = 100_000
 # what a regular expression of llguidance's gives a meaning to
@@ -268,7 +270,7 @@ cdef class Constraint:
     @staticmethod
     def lark(Vocab vocab not None, grammar, *, limits=None):
         """Text that fits a grammar in llguidance's variant of Lark, from its rule ``start`` on."""
-        check_nesting("the grammar", check_text("grammar", grammar))
+        check_lark(check_text("grammar", grammar))
         return compile(vocab, "lark", grammar, limits)
 
     @staticmethod
@@ -285,6 +287,7 @@ cdef class Constraint:
             lark = gbnf_to_lark(grammar if isinstance(grammar, str) else bytes(grammar).decode())
         except Exception as error:  # its own kind, and whatever a parser that was not expecting this text raises
             raise errors.ConstraintError(f"the GBNF grammar cannot be translated: {error}") from None
+        check_lark(lark.encode())
         return compile(vocab, "lark", lark, limits)
 
     def clone(self):
@@ -482,6 +485,17 @@ def check_choices(choices):
         if not text:
             raise errors.ConstraintError(f"choices[{i}] is empty: a choice is text")
     return list(dict.fromkeys(texts))
+
+
+cdef int check_lark(bytes text) except -1:
+    """Refuse a Lark grammar whose rules, or references of schemas in it, can lead too deep, by how many there are."""
+    check_nesting("the grammar", text)
+    rules, references = text.count(b":"), text.count(b"$ref") + text.count(b"u0024")
+    if rules > MAX_RULES or references > MAX_REFERENCES:
+        raise errors.ConstraintError(
+            f"the grammar has {rules} colons and {references} references of schemas: at most {MAX_RULES} rules, and "
+            f"{MAX_REFERENCES} references")
+    return 0
 
 
 cdef int check_nesting(str what, bytes text) except -1:

@@ -1,5 +1,7 @@
 #include "constraint.h"
 
+#include "bounds.h"
+
 #include "llama-vocab.h"
 #include "shared.h"
 
@@ -112,6 +114,7 @@ constexpr uint8_t  SPECIAL      = 0xff;  // before the text of a token that no t
 constexpr size_t   ERROR_ROOM   = 4096;
 constexpr size_t   MOST_CACHED  = 32;       // compiled grammars of a vocabulary
 constexpr size_t   CACHED_BYTES = 4 << 20;  // of their sources
+constexpr size_t   DEEP_STACK   = 128 << 20;
 constexpr size_t   PART         = 384;  // bytes that are tokenized at once: llama.cpp's splitter may recurse for each character
 
 std::mutex        binding;
@@ -130,8 +133,12 @@ using matcher_ptr   = std::unique_ptr<llg_matcher, matcher_deleter>;
 // What llguidance says, as a line or a few: without the dump of its state and a panic's backtrace.
 std::string message_of(const char * text) {
     std::string message = text ? text : "llguidance does not say why";
-    for (const char * end : {"\n<state>", "<state>", "\n<backtrace>", "\n<grammar>"}) {
+    for (const char * end : {"<state>", "<backtrace>", "<grammar>", "<non-verbose"}) {
         message.resize(std::min(message.size(), message.find(end)));
+    }
+    message.resize(message.find_last_not_of(" \r\n") + 1);
+    if (message == "NoExtensionBias") {
+        return "the grammar allows no token here";
     }
     if (message.size() > 600) {
         message.resize(600);
@@ -149,6 +156,21 @@ std::string error_of(llg_matcher * matcher) {
 
 bool bit(const uint32_t * mask, size_t i) {
     return (mask[i / 32] >> (i % 32)) & 1;
+}
+
+// llguidance follows references and rules by recursion. What calls this bounds how many there are.
+template <class Make> matcher_ptr on_deep_stack(Make make) {
+    lr_limits limits;
+    limits.stack   = DEEP_STACK;
+    limits.reserve = 1 << 20;
+    limits.memory  = INT64_MAX / 2;  // of this library's own allocations, which are few
+    limits.time_us = INT64_MAX / 2;
+    matcher_ptr made;
+    std::string error;
+    if (lr_run_bounded(limits, [&] { made = make(); }, error) != LR_WHY_OK) {
+        throw std::runtime_error(error);
+    }
+    return made;
 }
 
 // Grammar and tokenizer of a few bytes, through every function and struct that is used: what comes of it is known.
@@ -304,9 +326,14 @@ struct lr_constraint_vocab {
         lay(init.limits.step_max_items, limits.step_max_items);
         lay(init.limits.max_lexer_states, limits.max_lexer_states);
         lay(init.limits.max_grammar_size, limits.max_grammar_size);
-        matcher_ptr made(llg.new_matcher(&init, kind, data));
+        matcher_ptr made = on_deep_stack([&] { return matcher_ptr(llg.new_matcher(&init, kind, data)); });
         if (!made || llg.matcher_is_error(made.get())) {
             throw std::runtime_error(made ? error_of(made.get()) : "llguidance made nothing of it");
+        }
+        // a grammar without an end in sight is found out now; what it takes to follow the beginning is kept for the copies
+        std::vector<uint32_t> mask(((size_t) n_vocab + 31) / 32);
+        if (llg.matcher_compute_mask_into(made.get(), mask.data(), mask.size() * sizeof(uint32_t)) != 0) {
+            throw std::runtime_error("no text fits it: " + error_of(made.get()));
         }
         matcher_ptr result(llg.clone_matcher(made.get()));
         std::lock_guard<std::mutex> lock(mutex);
