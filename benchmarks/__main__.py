@@ -12,6 +12,7 @@ from pathlib import Path
 
 import llama_runner
 from benchmarks.agents import agents
+from benchmarks.cancel import cancel
 from benchmarks.conditions import Conditions
 from benchmarks.disk_tier import disk_tier
 from benchmarks.forks import forks
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
     "open-sessions": open_sessions,
     "long-prefill": long_prefill,
     "disk-tier": disk_tier,
+    "cancel": cancel,
 }
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from engine_truth import EXACT
+from engine_truth import EXACT, Alone
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, errors
 from llama_runner.core import Context, Model
@@ -25,6 +26,13 @@ def until_error(request: Request) -> None:
     with pytest.raises(errors.LlamaRuntimeError):
         list(iter(lambda: request.chunk(PATIENCE), None))
     assert request.ended, "nothing comes"
+
+
+def until_ended(request: Request) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not request.ended:
+        assert time.monotonic() < deadline, "it never ends"
+        request.chunk(1.0)
 
 
 def test_poison_ends_requests_and_not_the_process(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
@@ -100,3 +108,32 @@ def test_a_loop_that_is_forgotten_stops_at_exit(tiny_model: TinyModelFactory) ->
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "over\n"), done
+
+
+@pytest.mark.parametrize("kind", ["llama", "mamba", "hybrid"])
+@pytest.mark.parametrize("how", ["cancelled", "timeout"])
+def test_a_slice_under_way_stops_for_the_one_that_reads_alone(
+    tiny_model: TinyModelFactory, kind: str, how: str
+) -> None:
+    """Of the rest, one slice of many seconds, nothing is computed; what comes next is as if it had never been."""
+    long = np.random.default_rng(0).integers(300, 400, 30_000, dtype=np.int32)
+    context = Context(Model(tiny_model(kind)), n_ctx=32_768, n_batch=32_768, n_seq_max=4, **EXACT)
+    greedy = GenerationParams(max_tokens=8, temperature=0, ignore_eos=True)
+    with context, Engine(context, slice_seconds=100) as engine:
+        request = engine.submit(long, greedy.replace(timeout=0.5 if how == "timeout" else None))[0]
+        while engine.loop.counters["rows"] == 0:
+            time.sleep(0.001)
+        if how == "cancelled":
+            time.sleep(0.1)
+            engine.cancel(request)
+        until_ended(request)
+        assert request.completion().finish_reason == how
+        assert (
+            request.job.progress["n_computed"] == 64
+        )  # the first slice, from which it learns what a row costs
+        assert engine.loop.counters["failed_decodes"] == 1
+        after = engine.submit(long[:100], greedy)[0]
+        until_ended(after)
+        alone = Alone(context.model)
+        alone.check(long[:100], after.completion(), greedy=True)
+        alone.close()

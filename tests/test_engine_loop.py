@@ -131,6 +131,23 @@ def test_stop_strings_and_stop_tokens(loop: DecodeLoop) -> None:
     assert job.stop_match is None
 
 
+def test_shown_tokens_are_written_out(loop: DecodeLoop) -> None:
+    vocab = loop.context.model.vocab
+    bos = vocab.bos
+    assert bos is not None and not vocab.is_eog(bos) and vocab.token_to_piece(bos) == b""
+    for tag, shown, text in ((1, (), b""), (2, [bos], vocab.token_to_piece(bos, special=True) * 3)):
+        job = job_of(loop, chain=SamplerChain().logit_bias(vocab, {bos: 1e6}).greedy(), max_tokens=3, tag=tag,
+                     shown_tokens=shown)  # fmt: skip
+        loop.add(job)
+        assert read(job)[:2] == (text, [bos] * 3)
+        ended(loop)
+        loop.pause()
+        loop.context.memory.clear()
+        loop.resume()
+    with pytest.raises(errors.IndexOutOfRangeError):
+        job_of(loop, shown_tokens=[len(vocab)])
+
+
 def test_what_fed_tokens_leave(loop: DecodeLoop) -> None:
     alone = Alone(loop.context.model)
     expected = alone.logprobs(TOKENS)

@@ -31,6 +31,7 @@ __all__ = [
     "LlamaRunnerError",
     "LlamaRuntimeError",
     "LlamaSystemError",
+    "MessageError",
     "MissingExtraError",
     "ModelCapabilityError",
     "ModelError",
@@ -46,7 +47,16 @@ __all__ = [
     "SamplingError",
     "StateError",
     "StorageError",
+    "ToolArgumentError",
+    "ToolCancelledError",
+    "ToolDefinitionError",
+    "ToolError",
+    "ToolFailedError",
+    "ToolResultError",
+    "ToolTimeoutError",
+    "UnknownMessageError",
     "UnknownParameterError",
+    "UnknownToolError",
     "UnsupportedModelError",
     "UsageError",
     "WorkerDiedError",
@@ -243,6 +253,47 @@ class WorkerDiedError(LlamaRuntimeError, RuntimeError):
         return -self.exit_code if self.exit_code is not None and self.exit_code < 0 else None
 
 
+class ToolError(LlamaRuntimeError):
+    """A tool call came to nothing; ``tool`` is its name, ``for_model`` what a model is told of it."""
+
+    def __init__(self, message: str, tool: str = "", for_model: str = ""):
+        super().__init__(message)
+        self.tool = tool
+        self.for_model = for_model or f"Error: {message}"
+
+
+class ToolArgumentError(ToolError, ValueError):
+    """A model called a tool that there is not, or with arguments that the tool does not take; it was not run."""
+
+
+class ToolFailedError(ToolError, RuntimeError):
+    """The tool raised: ``exception`` is what, ``traceback`` its text, which no model is shown."""
+
+    def __init__(
+        self,
+        message: str,
+        tool: str = "",
+        for_model: str = "",
+        exception: BaseException | None = None,
+        traceback: str = "",
+    ):
+        super().__init__(message, tool, for_model)
+        self.exception = exception
+        self.traceback = traceback
+
+
+class ToolTimeoutError(ToolError, TimeoutError):
+    """The tool had not come back by its time limit; what it does since is not waited for."""
+
+
+class ToolCancelledError(ToolError, RuntimeError):
+    """The tool call was cancelled before it came back, by its caller or by the tool itself."""
+
+
+class ToolResultError(ToolError, TypeError):
+    """The tool returned what cannot be written for a model; the message names the type."""
+
+
 # --- the call --------------------------------------------------------------------------------------
 
 
@@ -280,6 +331,32 @@ class IndexOutOfRangeError(UsageError, IndexError):
 
 class ClosedError(UsageError, ValueError):
     """The object, or the one that it depends on, has been closed."""
+
+
+class MessageError(UsageError, ValueError):
+    """A conversation that is none; ``index`` is the message at fault, or None where it is none in particular."""
+
+    def __init__(self, message: str, index: int | None = None):
+        super().__init__(message)
+        self.index = index
+
+
+class UnknownMessageError(UsageError, KeyError):
+    """No message of the conversation has this id."""
+
+    def __str__(self) -> str:
+        return LlamaRunnerError.__str__(self)
+
+
+class ToolDefinitionError(UsageError, ValueError):
+    """A function, schema or set of them cannot be offered to a model as tools; the message says what is in the way."""
+
+
+class UnknownToolError(UsageError, KeyError):
+    """No tool of this name; the message lists the names there are."""
+
+    def __str__(self) -> str:  # KeyError would show the message in quotes
+        return str(self.args[0]) if self.args else ""
 
 
 def unknown_name(name: str, known: Iterable[str], where: str) -> UnknownParameterError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import weakref
 from collections import abc
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from types import TracebackType
@@ -39,6 +40,8 @@ from llama_runner.errors import (
 )
 from llama_runner.params import GenerationParams
 from llama_runner.results import Chunk, Completion, ContextInfo, SequenceInfo
+from llama_runner.session import Session
+from llama_runner.session.session import Tools
 
 __all__ = ["LlamaRunner", "Stream"]
 
@@ -182,6 +185,7 @@ class LlamaRunner:
         self._conversation: list[int] = []
         self._pinned: Node | None = None  # where the conversation ends in the prefix tree
         self._template: ChatTemplate | None = None
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.RLock()
         self._turn = threading.Lock()
         self._closed = False
@@ -434,6 +438,36 @@ class LlamaRunner:
 
     # --- chat
 
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        messages: Iterable[Mapping[str, Any]] = (),
+        tools: Tools = (),
+        template: str | ChatTemplate | None = None,
+        **options: Any,
+    ) -> Session:
+        """A ``Session``: a conversation that the cache follows; any number of them side by side.
+
+        ``template`` is a Jinja text or a ``ChatTemplate`` in place of the model's own; other keywords are those of
+        ``Session``. Raises ModelCapabilityError for a model without a template, and for tools that it has no place for.
+        """
+        chosen = self._chat_template(template)
+        made = Session(self.engine, chosen, system=system, messages=messages, tools=tools, **options)
+        self._sessions.add(made)
+        return made
+
+    def _chat_template(self, template: str | ChatTemplate | None = None) -> ChatTemplate:
+        self._check_open()
+        if isinstance(template, ChatTemplate):
+            return template
+        if template is not None:
+            return ChatTemplate(self.model, template)
+        with self._lock:
+            if self._template is None:
+                self._template = ChatTemplate(self.model)
+            return self._template
+
     def apply_chat_template(
         self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
     ) -> str:
@@ -441,11 +475,8 @@ class LlamaRunner:
 
         The text holds special tokens: give it to ``generate`` as ``chat_tokens(messages)``, not as a string.
         """
-        with self._lock:
-            self._check_open()
-            if self._template is None:
-                self._template = ChatTemplate(self.model)
-        return self._template.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        template = self._chat_template()
+        return template.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def chat_tokens(
         self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any

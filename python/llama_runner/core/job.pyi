@@ -25,6 +25,7 @@ class Job:
         ignore_eos: bool = False,
         stop: Iterable[str | bytes] = (),
         stop_tokens: Sequence[int] | npt.NDArray[np.integer[Any]] = (),
+        shown_tokens: Sequence[int] | npt.NDArray[np.integer[Any]] = (),
         logprobs: int | None = None,
         priority: int = 0,
         timeout: float | None = None,

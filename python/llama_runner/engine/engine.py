@@ -25,7 +25,7 @@ from llama_runner.core import Context, DecodeLoop, LoraAdapter, SamplerChain
 from llama_runner.engine.counters import EngineCounters
 from llama_runner.engine.kv_map import KvMap, Owner
 from llama_runner.engine.prefix import Node
-from llama_runner.engine.request import Request
+from llama_runner.engine.request import Request, why_computed
 from llama_runner.engine.residency import Residency
 from llama_runner.engine.sampling import sampler_chain
 from llama_runner.engine.scheduler import Scheduler
@@ -39,6 +39,7 @@ from llama_runner.errors import (
     LlamaRuntimeError,
 )
 from llama_runner.params import GenerationParams
+from llama_runner.results import Explanation
 
 __all__ = ["Adapters", "Engine", "LogitsProcessor"]
 
@@ -143,10 +144,12 @@ class Engine:
         adapters: Adapters | None = None,
         notify: Callable[[], None] | None = None,
         chain: SamplerChain | None = None,
+        shown_tokens: Sequence[int] = (),
     ) -> list[Request]:
         """Queue ``n`` generations that share one prompt; returns at once.
 
         ``chain`` is a sampler to go on with, in place of a new one; it is the engine's until the generation has ended.
+        ``shown_tokens`` are special tokens that are written out in the text, where others have none.
         Raises ContextOverflowError for what can never fit, ContextBusyError when the queue is full.
         """
         n_ctx, length = self.context.n_ctx, len(prompt)
@@ -172,6 +175,7 @@ class Engine:
                 Request(
                     self.vocab, prompt, params, each, tag=next(self._tags), seed=seed, n_ctx=n_ctx, limit=limit,
                     priority=priority, owner=owner, notify=notify, processor=processor, adapters=adapter_set, key=key,
+                    shown_tokens=shown_tokens,
                 )
                 for seed, each in zip(seeds, chains, strict=True)
             ]  # fmt: skip
@@ -304,6 +308,36 @@ class Engine:
     def new_seed() -> int:
         """A seed that nobody chose."""
         return int.from_bytes(os.urandom(4), "little") % (2**32 - 1)
+
+    def foresee(
+        self, tokens: Tokens, *, generates: bool = True, adapters: Adapters | None = None
+    ) -> Explanation:
+        """What ``submit`` (or, without ``generates``, ``feed``) would find cached, and why the rest would be computed.
+
+        Nothing is computed or changed. True as long as nobody else comes; takes up to a step.
+        """
+        key = self.prefix_key(adapters)
+        most = len(tokens) - generates
+        with self.paused():
+            cached, restored, known, differs = self.scheduler.foresee(tokens, key, most)
+
+        def text(token: int | None) -> str:
+            return (
+                ""
+                if token is None
+                else self.vocab.token_to_piece(token, special=True).decode(errors="replace")
+            )
+
+        return Explanation(
+            prompt_tokens=len(tokens),
+            cached_tokens=cached,
+            restored_tokens=restored,
+            computed_tokens=len(tokens) - cached,
+            known_tokens=known,
+            prompt_differs_at=text(int(tokens[known]) if known < len(tokens) else None),
+            cache_differs_at=text(differs),
+            reason=why_computed(cached, most, known, differs),
+        )
 
     def cancel(self, request: Request) -> None:
         """End a request where it is, within a step; what it has sampled stays. Returns at once. Any thread."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from llama_runner.errors import (
 from llama_runner.params import GenerationParams
 from llama_runner.results import Chunk, Completion, Explanation, Timings, TokenLogprob, Usage
 
-__all__ = ["Request"]
+__all__ = ["Request", "why_computed"]
 
 ERRORS: dict[str, type[LlamaRunnerError]] = {
     "sampling": SamplingError,
@@ -34,6 +34,17 @@ ERRORS: dict[str, type[LlamaRunnerError]] = {
     "poisoned": LlamaRuntimeError,
     "memory": OutOfMemoryError,
 }
+
+
+def why_computed(cached: int, most: int, known: int, differs: int | None) -> str:
+    """Why no more of a prompt was cached, of ``most`` tokens that could have been; ``differs`` is the cache's token."""
+    if cached >= most:
+        return "all of it was known; what it has to leave is computed"
+    if cached < known:
+        return "this memory goes back to checkpoints alone, or what was saved is gone or damaged"
+    if known == 0:
+        return "nothing that is cached begins like it"
+    return "the rest is new" if differs is None else "the cached text goes on differently"
 
 
 class Request:
@@ -58,6 +69,7 @@ class Request:
         processor: int = -1,
         adapters: int = 0,
         key: Hashable = None,
+        shown_tokens: Sequence[int] = (),
     ) -> None:
         self.vocab = vocab
         self.prompt = prompt
@@ -79,6 +91,7 @@ class Request:
             ignore_eos=params.ignore_eos,
             stop=params.stop,
             stop_tokens=params.stop_tokens,
+            shown_tokens=shown_tokens,
             logprobs=params.logprobs,
             priority=priority,
             timeout=params.timeout,
@@ -151,16 +164,7 @@ class Request:
         self.cached_tokens, self.restored_tokens, self.known_tokens = cached, restored, known
         if differs is not None:
             self.cache_differs_at = self.vocab.token_to_piece(differs, special=True).decode(errors="replace")
-        if cached >= self.most:
-            self.reason = "all of it was known; what it has to leave is computed"
-        elif cached < known:
-            self.reason = "this memory goes back to checkpoints alone, or what was saved is gone or damaged"
-        elif known == 0:
-            self.reason = "nothing that is cached begins like it"
-        elif differs is None:
-            self.reason = "the rest is new"
-        else:
-            self.reason = "the cached text goes on differently"
+        self.reason = why_computed(cached, self.most, known, differs)
 
     def note_shared(self, leader: Request) -> None:
         """The same for one that shares another's prompt."""

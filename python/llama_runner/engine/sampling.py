@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner.chat_types import GrammarTrigger
 from llama_runner.core import SamplerChain, Vocab
 from llama_runner.params import GenerationParams
 from llama_runner.structured import constrain
@@ -13,9 +16,17 @@ __all__ = ["sampler_chain"]
 
 
 def sampler_chain(
-    params: GenerationParams, vocab: Vocab, seed: int, prompt: npt.NDArray[np.int32]
+    params: GenerationParams,
+    vocab: Vocab,
+    seed: int,
+    prompt: npt.NDArray[np.int32],
+    *,
+    triggers: Sequence[GrammarTrigger] | None = None,
 ) -> SamplerChain:
-    """The chain that ``params`` describe, in llama.cpp's usual order, its penalties knowing the end of ``prompt``."""
+    """The chain that ``params`` describe, in llama.cpp's usual order, its penalties knowing the end of ``prompt``.
+
+    With ``triggers`` the grammar binds the text from where one of them occurs.
+    """
     chain = SamplerChain()
     penalties = params.repeat_penalty != 1 or params.frequency_penalty != 0 or params.presence_penalty != 0
     if penalties and params.penalty_last_n:
@@ -34,7 +45,15 @@ def sampler_chain(
     if bias:
         chain.logit_bias(vocab, bias)
     # after the prompt was accepted: a constraint is about the answer alone
-    constrain(chain, vocab, params)
+    if params.grammar is not None and triggers is not None:
+        chain.grammar_lazy(
+            vocab,
+            params.grammar,
+            patterns=[trigger.pattern for trigger in triggers if trigger.pattern is not None],
+            tokens=[trigger.token for trigger in triggers if trigger.token is not None],
+        )
+    else:
+        constrain(chain, vocab, params)
     if params.is_greedy:
         return chain.greedy()
     if params.top_k:

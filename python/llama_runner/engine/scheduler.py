@@ -6,6 +6,7 @@ Every method wants the engine's lock held; those that touch the KV memory say th
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 
 import numpy as np
 import numpy.typing as npt
@@ -211,6 +212,23 @@ class Scheduler:
         )
         self._pin(best)
         return self.residency.tree.match(tokens, request.key)
+
+    def foresee(self, tokens: Tokens, key: Hashable, most: int) -> tuple[int, int, int, int | None]:
+        """What a prompt would find, now: tokens cached, of those restored, tokens known, and where that differs.
+
+        The loop is paused; nothing is changed.
+        """
+        found = self.residency.tree.match(tokens, key)
+        cached, resident = self.residency.usable(found, most)
+        known, differs = found.length, found.differs_from
+        for other in self.running.values() if self.residency.parts else ():
+            if other.key == key:
+                log = other.job.tokens[: int(other.job.progress["n_resident"])]
+                common = common_length(log, tokens)
+                if common > known:
+                    known, differs = common, int(log[common]) if common < len(log) else None
+                cached, resident = max(cached, min(common, most)), max(resident, min(common, most))
+        return cached, cached - resident, known, differs if known < len(tokens) else None
 
     def _shares_soon(self, request: Request) -> bool:
         """Whether another is about to read what this one begins with: it is computed once, for both."""

@@ -53,6 +53,8 @@ cdef extern from "engine/engine.h" nogil:
         int32_t n_stops
         const llama_token *stop_tokens
         int32_t n_stop_tokens
+        const llama_token *shown_tokens
+        int32_t n_shown_tokens
         int32_t priority
         int64_t deadline_us
         int32_t want

@@ -60,6 +60,7 @@ cdef class Job:
     chain : samples the tokens that follow, and belongs to the job while it runs; None to feed only.
     max_tokens : most tokens to sample. ``ignore_eos`` : go on where the model would end.
     stop : strings (or bytes) that end the text; ``stop_tokens`` : ids that do.
+    shown_tokens : ids of special tokens that are written out in the text, where others have none.
     logprobs : None, or how many best alternatives to report with each token's log-probability.
     priority : larger goes first. ``timeout`` : seconds from now.
     want : any of ``"logits"`` (a copy of the last fed token's), ``"logprobs"`` (of each fed token from ``want_from``
@@ -74,11 +75,11 @@ cdef class Job:
 
     def __init__(
         self, Vocab vocab not None, tokens, *, seq_id=0, n_resident=0, SamplerChain chain=None, max_tokens=0,
-        ignore_eos=False, stop=(), stop_tokens=(), logprobs=None, priority=0, timeout=None, want=(), want_from=1,
-        notify=False, processor=-1, adapters=0, tag=0,
+        ignore_eos=False, stop=(), stop_tokens=(), shown_tokens=(), logprobs=None, priority=0, timeout=None, want=(),
+        want_from=1, notify=False, processor=-1, adapters=0, tag=0,
     ):
         cdef lr_job_spec spec
-        cdef const int32_t[::1] view, stop_view
+        cdef const int32_t[::1] view, stop_view, shown_view
         cdef int32_t i
         if self.ptr != NULL:
             raise errors.InvalidArgumentError("this Job is made already; make a new one")
@@ -110,6 +111,11 @@ cdef class Job:
         if len(stop_ids):
             spec.stop_tokens = &stop_view[0]
             spec.n_stop_tokens = <int32_t> len(stop_ids)
+        shown_ids = as_tokens(shown_tokens, vocab.n_tokens)
+        shown_view = shown_ids
+        if len(shown_ids):
+            spec.shown_tokens = &shown_view[0]
+            spec.n_shown_tokens = <int32_t> len(shown_ids)
         self.stop = tuple(stop)
         stops = [s.encode() if isinstance(s, str) else bytes(s) for s in self.stop]
         if not all(stops):

@@ -128,7 +128,8 @@ cdef class DecodeLoop:
     """Decodes, samples, detokenizes and checks for ends, step after step, in a thread that takes no GIL.
 
     Each step has one row for every job that samples, and a slice of those that still read their tokens: as long as
-    ``slice_seconds`` allows, and, for those that sampled before, as makes a step ``pace`` times its usual length.
+    ``slice_seconds`` allows, and, for those that sampled before, as makes a step ``pace`` times its usual length. A job
+    that reads alone on the CPU has slices of 2.5 times that, since the one under way is stopped when it is cancelled.
 
     The context belongs to the loop: use it only between ``pause()`` and ``resume()``, and close it after the loop. Any
     thread may call any method; one at a time may hold a pause.

@@ -63,6 +63,9 @@ LR_API void       lr_abort_attach(lr_abort * abort, struct llama_context * ctx);
 // Before each decode: forgets an earlier request. `deadline_us` is a llama_time_us() after which it stops; 0 for none.
 LR_API void       lr_abort_arm(lr_abort * abort, bool with_poll, int64_t deadline_us);
 LR_API void       lr_abort_request(lr_abort * abort);  // from any thread
+// After it: the decode stops once `watch` says so, which is asked every few graph nodes, on the decoding thread.
+typedef bool (*lr_watch_fn)(void * user_data);
+LR_API void       lr_abort_watch(lr_abort * abort, lr_watch_fn watch, void * user_data);
 // After an assertion that unwound out of a computation with several threads: the others still wait for this one, so it must
 // not compute again, and what they look at must not be freed. The thread is marked for good.
 LR_API void       lr_thread_strand(void);

@@ -243,6 +243,8 @@ struct lr_abort {
     int               countdown = 0;
     int64_t           deadline  = 0;
     int64_t           last_poll = 0;
+    lr_watch_fn       watch     = nullptr;
+    void *            watched   = nullptr;
 
     bool check() {
         if (fail.exchange(false, std::memory_order_relaxed)) {
@@ -256,7 +258,7 @@ struct lr_abort {
         }
         countdown = STRIDE;
         const int64_t now = ggml_time_us();
-        bool stop = deadline != 0 && now >= deadline;
+        bool stop = (deadline != 0 && now >= deadline) || (watch != nullptr && watch(watched));
         if (!stop && with_poll && now - last_poll >= POLL_US) {
             last_poll = now;
             stop = poll(user_data) != 0;
@@ -291,6 +293,12 @@ void lr_abort_arm(lr_abort * abort, bool with_poll, int64_t deadline_us) {
     abort->deadline  = deadline_us;
     abort->countdown = lr_abort::STRIDE;
     abort->last_poll = ggml_time_us();
+    abort->watch     = nullptr;
+}
+
+void lr_abort_watch(lr_abort * abort, lr_watch_fn watch, void * user_data) {
+    abort->watch   = watch;
+    abort->watched = user_data;
 }
 
 void lr_abort_request(lr_abort * abort) {

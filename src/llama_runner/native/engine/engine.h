@@ -58,6 +58,8 @@ typedef struct lr_job_spec {
     int32_t             n_stops;
     const llama_token * stop_tokens;
     int32_t             n_stop_tokens;
+    const llama_token * shown_tokens;  // special ones that are written out in the text
+    int32_t             n_shown_tokens;
     int32_t             priority;     // larger goes first
     int64_t             deadline_us;  // llama_time_us; 0 for none
     int32_t             want;         // of lr_job_want, for the fed tokens

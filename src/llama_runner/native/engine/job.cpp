@@ -14,6 +14,7 @@ lr_job::lr_job(const lr_job_spec & spec, const llama_vocab * vocab)
       adapters(spec.adapters), ignore_eos(spec.ignore_eos),
       notify(spec.notify), deadline_us(spec.deadline_us), tag(spec.tag),
       stop_tokens(spec.stop_tokens, spec.stop_tokens + spec.n_stop_tokens),
+      shown_tokens(spec.shown_tokens, spec.shown_tokens + spec.n_shown_tokens),
       tokens(spec.tokens, spec.tokens + spec.n_tokens), n_resident(spec.n_resident), n_fed(spec.n_tokens), piece_(64) {
     std::vector<std::string> strings;
     for (int32_t i = 0; i < spec.n_stops; ++i) {
@@ -63,10 +64,11 @@ lr_job_end lr_job::read(llama_token token) {
     if (stop_tokens.count(token)) {
         return LR_END_STOP;
     }
-    int32_t size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, false);
+    const bool shown = shown_tokens.count(token) != 0;
+    int32_t size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, shown);
     if (size < 0) {
         piece_.resize(-size);
-        size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, false);
+        size = llama_token_to_piece(vocab, token, piece_.data(), (int32_t) piece_.size(), 0, shown);
     }
     stops.push(piece_.data(), (size_t) std::max(size, 0), fresh_);
     return stops.stopped() >= 0 ? LR_END_STOP : n_sampled() + 1 >= max_tokens ? LR_END_LENGTH : LR_END_NONE;

@@ -27,7 +27,7 @@ struct lr_job {
     bool                            ignore_eos, notify;
     int64_t                         deadline_us;
     uint64_t                        tag;
-    std::unordered_set<llama_token> stop_tokens;
+    std::unordered_set<llama_token> stop_tokens, shown_tokens;
 
     std::atomic<bool> cancelled{false};
 
@@ -51,6 +51,9 @@ struct lr_job {
     int32_t n_sampled() const { return (int32_t) tokens.size() - n_fed; }
     int32_t n_left() const { return (int32_t) tokens.size() - n_resident; }
     // what is still to be read before the next token can be sampled, or has to be read again
+    bool is_over(int64_t now) const {
+        return cancelled.load(std::memory_order_relaxed) || (deadline_us != 0 && now >= deadline_us);
+    }
     bool reading() const { return picker == nullptr || n_left() > 1 || n_sampled() == 0; }
 
     // Takes what was sampled from `logits`. Returns how many µs after the last one, 0 for the first.

@@ -1,6 +1,7 @@
 #include "loop.h"
 
 #include "../shared.h"
+#include "llama-ext.h"
 
 #include <algorithm>
 #include <chrono>
@@ -17,6 +18,7 @@ lr_engine::lr_engine(llama_context * ctx, lr_guard * guard, lr_abort * abort, lr
                      const lr_engine_config & config)
     : ctx(ctx), memory(llama_get_memory(ctx)), guard(guard), abort(abort), adapter_lock(adapters), config(config),
       n_vocab(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))), n_seq_max((int32_t) llama_n_seq_max(ctx)),
+      stoppable(llama_model_n_devices(llama_get_model(ctx)) == 0),
       tokens(config.n_batch), positions(config.n_batch), n_seq_ids(config.n_batch, 1), seq_ids(config.n_batch),
       seq_id_rows(config.n_batch), outputs(config.n_batch) {
     for (int32_t i = 0; i < config.n_batch; ++i) {
@@ -113,9 +115,7 @@ void lr_engine::admit() {
 }
 
 void lr_engine::end_due(int64_t now) {
-    const auto due = [now](const lr_job * job) {
-        return job->cancelled.load(std::memory_order_relaxed) || (job->deadline_us != 0 && now >= job->deadline_us);
-    };
+    const auto due = [now](const lr_job * job) { return job->is_over(now); };
     std::vector<lr_job *> left;  // without a leader, so that they end by themselves
     for (lr_job * job : jobs) {
         auto & followers = job->followers;

@@ -21,6 +21,7 @@ struct lr_engine {
     lr_rwlock *            adapter_lock;
     const lr_engine_config config;
     const int32_t          n_vocab, n_seq_max;
+    const bool             stoppable;  // a decode can be stopped while it is under way: only the CPU looks up
     lr_process_fn          process      = nullptr;
     void *                 process_user = nullptr;
 
@@ -88,11 +89,12 @@ private:
     int32_t choose_set(const members & runnable) const;
     bool    activate(int32_t set, std::string & error);
     int32_t feed_budget(const members & sampling, const members & feeding) const;
+    bool    alone(const members & sampling, const members & feeding) const;
     void    compose(const members & sampling, const members & feeding);
     void    put(lr_job * job, int32_t n_rows);
     int     prepare(std::string & error);
     int     compute(const members & those, std::string & error);
-    int     decode(std::string & error);
+    int     decode(lr_job * watched, std::string & error);
     void    compute_or_split(const members & sampling, const members & feeding);
     void    fail(const members & those, int code, const std::string & error);
     void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);

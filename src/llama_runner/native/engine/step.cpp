@@ -14,6 +14,7 @@ namespace {
 constexpr int32_t MIN_SLICE  = 8;     // rows; reading goes on however slow the machine is
 constexpr double  LEAST_SHARE = 0.4;  // of a slice that is read next to whatever samples
 constexpr int32_t FIRST      = 64;    // rows that are read while nothing is measured yet
+constexpr double  ALONE      = 2.5;   // slices in one, of a job that reads alone: longer ones cost less a row
 constexpr int     SET_STEPS  = 4;     // steps with one set of adapters while jobs with another wait
 constexpr double  SMOOTHING  = 0.25;  // weight of the newest measurement
 constexpr int     NOT_COMPUTED = -100;
@@ -137,6 +138,11 @@ bool lr_engine::activate(int32_t set, std::string & error) {
 
 // --- the batch
 
+// Nobody but the one that is stopped loses anything by it.
+bool lr_engine::alone(const members & sampling, const members & feeding) const {
+    return stoppable && sampling.empty() && feeding.size() == 1;
+}
+
 // How many rows may be read in a step next to those that sample.
 int32_t lr_engine::feed_budget(const members & sampling, const members & feeding) const {
     const auto n_sampling = (int32_t) sampling.size();
@@ -144,7 +150,7 @@ int32_t lr_engine::feed_budget(const members & sampling, const members & feeding
     if (row_us <= 0) {
         return std::min(room, FIRST);
     }
-    double time = config.slice_us;
+    double time = config.slice_us * (alone(sampling, feeding) ? ALONE : 1);
     // who began to sample after the first of them came has no pace yet that it could keep
     const int64_t came  = feeding.front()->progress.added_us;
     const bool    paced = std::any_of(sampling.begin(), sampling.end(), [came](const lr_job * job) {
@@ -228,13 +234,16 @@ int lr_engine::prepare(std::string & error) {
     return code == 0 ? 0 : NOT_COMPUTED;
 }
 
-int lr_engine::decode(std::string & error) {
+int lr_engine::decode(lr_job * watched, std::string & error) {
     if (fail_n > 0) {
         --fail_n;
         return fail_code;
     }
     int code;
     lr_abort_arm(abort, false, 0);
+    if (watched != nullptr) {
+        lr_abort_watch(abort, [](void * job) { return static_cast<lr_job *>(job)->is_over(lr_now_us()); }, watched);
+    }
     try {
         code = prepare(error);
         if (code == 0) {
@@ -270,7 +279,8 @@ int lr_engine::compute(const members & those, std::string & error) {
         before[job->seq_id] = job->n_resident - 1;
     }
     lr_memory_tails(ctx, tails);
-    const int code = decode(error);
+    const bool reads = those.size() == 1 && those.front()->step_rows > 1;
+    const int code = decode(reads ? those.front() : nullptr, error);
     if (code != 0 && poisoned.empty()) {
         lr_memory_take_back(ctx, before, tails, code != 1 && code != -1, emptied);
         for (lr_job * job : jobs) {  // a state of one that took no part may have been moved for the batch, too

@@ -1,0 +1,498 @@
+"""``Conversation``: the messages of a session, the tree they form, and what of them the KV cache holds."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_runner._check import check_choice, check_float, check_int
+from llama_runner.chat.messages import check_messages
+from llama_runner.chat_types import ChatPrompt
+from llama_runner.core import ChatTemplate
+from llama_runner.engine import Adapters, Engine, Request, Stream
+from llama_runner.engine.prefix import common_length
+from llama_runner.errors import (
+    ArgumentTypeError,
+    ContextBusyError,
+    ContextOverflowError,
+    InvalidArgumentError,
+    UnknownMessageError,
+)
+from llama_runner.receipts import MessagePlan, Plan, Receipt
+from llama_runner.session.collect import KEPT, fewest_dropped
+from llama_runner.session.message import Branch, Message, Node, branch_tree, is_above, path_to
+from llama_runner.session.rendering import Options, Renderer
+
+__all__ = ["Conversation", "OnFull", "Warmup"]
+
+Tokens = npt.NDArray[np.int32]
+Dicts = Sequence[Mapping[str, Any]]
+OnFull = Literal["stop", "error", "drop"]
+NONE: Tokens = np.empty(0, dtype=np.int32)
+
+
+class Conversation:
+    """Messages, and their tokens in the cache. ``Session`` adds turns to it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        template: ChatTemplate,
+        options: Options,
+        *,
+        on_full: OnFull,
+        memory_limit: int | None,
+        owner: str | None,
+        priority: int,
+        adapters: Adapters | None,
+    ) -> None:
+        self.engine = engine
+        self.template = template
+        self.options = options
+        self.on_full: OnFull = check_choice("on_full", on_full, ("stop", "error", "drop"))
+        n_ctx = engine.context.n_ctx
+        self.memory_limit = (
+            None if memory_limit is None else check_int("memory_limit", memory_limit, 1, n_ctx)
+        )
+        self.owner = owner
+        self.priority = check_int("priority", priority, -(2**31) + 1, 2**31 - 1)
+        self.adapters = adapters
+        engine.prefix_key(adapters)
+        self._renderer = Renderer(template, engine.vocab)
+        self._head: Node | None = None
+        self._tips: list[Node | None] = []  # where branches end that were left
+        self._pinned: set[str] = set()
+        self._log: Tokens = NONE  # its tokens as of the last turn
+        self._turn = threading.Lock()
+        self.used_at = time.monotonic()
+
+    # --- what it says
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The conversation, from its first message to the last."""
+        return tuple(node.message for node in path_to(self._head))
+
+    def __len__(self) -> int:
+        return 0 if self._head is None else self._head.depth
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """The conversation in OpenAI's form: copies, ready for ``json.dumps``, for another library, or for ``sync``."""
+        return [message.to_dict() for message in self.messages]
+
+    @property
+    def branches(self) -> Branch:
+        """The tree of all conversations that were had here: what was rolled back or edited is a branch that was left.
+
+        ``checkout(branch)`` goes there; ``prune()`` forgets those that were left.
+        """
+        return branch_tree(self._tips, self._head)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the conversation, as of the last turn, ``sync`` or edit."""
+        return len(self._log)
+
+    @property
+    def tokens(self) -> Tokens:
+        """Those tokens, int32, read-only."""
+        view = self._log.view()
+        view.flags.writeable = False
+        return view
+
+    def _dicts(self) -> list[Mapping[str, Any]]:
+        return [node.message.data for node in path_to(self._head)]
+
+    def _find(self, wanted: str | Message) -> Node:
+        """The place of a message in the conversation as it is now."""
+        name = wanted.id if isinstance(wanted, Message) else wanted
+        if not isinstance(name, str):
+            raise ArgumentTypeError(f"a message is named by its id, not {wanted!r:.60}")
+        node = self._head
+        while node is not None:
+            if node.message.id == name:
+                return node
+            node = node.parent
+        raise UnknownMessageError(
+            f"{name!r} is no message of this conversation as it is now: see messages, and checkout() for other branches"
+        )
+
+    # --- one at a time
+
+    def _take(self) -> None:
+        if not self._turn.acquire(blocking=False):
+            raise ContextBusyError(
+                "a reply of this session is under way, and it takes one turn at a time: fork() it"
+            )
+
+    def _release(self) -> None:
+        self._turn.release()
+
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[None]:
+        self._take()
+        try:
+            yield
+        finally:
+            self._release()
+
+    # --- tokens
+
+    def _rendered(
+        self, kept: Sequence[Message], added: Dicts, options: Options, **more: Any
+    ) -> tuple[ChatPrompt, Tokens]:
+        prompt = self._renderer.render([*(message.data for message in kept), *added], options, **more)
+        return prompt, self._renderer.tokens(prompt.prompt)
+
+    def _tokens_of(self, dicts: Dicts) -> Tokens:
+        """The tokens of a conversation; of what the template writes only together with what comes next, none."""
+        if not dicts:
+            return NONE
+        try:
+            prompt = self._renderer.render(dicts, self.options, add_generation_prompt=replies_to(dicts))
+        except InvalidArgumentError:
+            return NONE
+        return self._renderer.tokens(prompt.prompt)
+
+    def plan(self, messages: Iterable[Mapping[str, Any]] | None = None) -> Plan:
+        """What a reply would compute: of the conversation as it is, or of ``messages`` in its place. Changes nothing.
+
+        ``plan(chat.to_messages() + [new])`` tells what a turn costs before it is taken. True as long as nobody else
+        comes; takes up to a step of the engine. Raises MessageError, and InvalidArgumentError for what the template
+        refuses.
+        """
+        with self._taken():
+            dicts = self._dicts() if messages is None else check_messages(messages)
+            if not dicts:
+                raise InvalidArgumentError("the conversation is empty: there is nothing to plan")
+            text = self._renderer.render(dicts, self.options).prompt
+            tokens = self._renderer.tokens(text)
+        spans = self._renderer.spans(dicts, text, tokens)
+        explanation = self.engine.foresee(tokens, adapters=self.adapters)
+        parts = tuple(
+            MessagePlan(
+                str(message["role"]), start, stop, min(stop, max(start, explanation.cached_tokens)) - start
+            )
+            for message, (start, stop) in zip(dicts, spans, strict=True)
+        )
+        return Plan(explanation, parts, len(tokens) <= self._most())
+
+    # --- changes, each with a receipt
+
+    def sync(self, messages: Iterable[Mapping[str, Any]]) -> Receipt:
+        """Make this the conversation of ``messages``, in OpenAI's form, and compute what of it the cache lacks.
+
+        Messages that it begins with already keep their ids. ``send()`` without a message then has the model reply.
+        After an error the conversation is as it was.
+        """
+        with self._taken():
+            head, tokens = self._synced(messages)
+            computed = 0 if len(tokens) == 0 else self._wait(self._feed(tokens))
+            return self._set(head, tokens, "sync", computed=computed)
+
+    def _synced(self, messages: Iterable[Mapping[str, Any]]) -> tuple[Node | None, Tokens]:
+        """Where the conversation ends then, and what of its tokens can be read ahead of a reply."""
+        dicts = check_messages(messages)
+        if not dicts:
+            return None, NONE
+        head, same = None, True
+        for node, data in zip(path_to(self._head), dicts, strict=False):
+            same = same and node.message.data == data
+            if not same:
+                break
+            head = node
+        head = self._grown(head, dicts[0 if head is None else head.depth :])
+        tokens = self._tokens_of(dicts)
+        if len(tokens) > self._most():
+            raise self._too_long(len(tokens))
+        return head, tokens
+
+    def _feed(self, tokens: Tokens, **options: Any) -> Request:
+        """Read tokens into the cache, but for the last, which the reply has to compute itself."""
+        options = {"owner": self.owner, "priority": self.priority, "adapters": self.adapters, **options}
+        return self.engine.feed(tokens[: max(1, len(tokens) - 1)], **options)
+
+    def _wait(self, request: Request) -> int:
+        with Stream(self.engine, request) as stream:
+            for _ in stream:
+                pass
+        return request.usage().computed_tokens
+
+    def rollback(self, to: str | Message | None) -> Receipt:
+        """Go back to where ``to`` was the last message; None for before the first. What came after it is a branch."""
+        with self._taken():
+            return self._move(None if to is None else self._find(to), "rollback")
+
+    def checkout(self, branch: Branch | str | Message) -> Receipt:
+        """Go on from any message of the tree: one of ``branches``, or one of the conversation as it is now."""
+        with self._taken():
+            return self._move(branch.node if isinstance(branch, Branch) else self._find(branch), "checkout")
+
+    def prune(self) -> int:
+        """Forget the branches that were left; returns how many there were."""
+        with self._taken():
+            n = len(self._tips)
+            self._tips = []
+            return n
+
+    def edit(self, message: str | Message, content: str) -> Receipt:
+        """Put another text in a message's place; what comes after it stays, and is computed anew with the next turn.
+
+        As it was, it is a branch. A reply that called tools keeps its calls.
+        """
+        with self._taken():
+            node = self._find(message)
+            data = {**node.message.data, "content": content}
+            return self._rewrite({node.message.id: Message(node.message.id, data)}, "edit")
+
+    def replace(self, message: str | Message, content: str) -> Receipt:
+        """``edit`` by its other name."""
+        return self.edit(message, content)
+
+    def drop(self, *messages: str | Message) -> Receipt:
+        """Take messages out; those after them stay. A call cannot go without its results, nor they without it.
+
+        As it was, it is a branch.
+        """
+        with self._taken():
+            return self._rewrite({self._find(message).message.id: None for message in messages}, "drop")
+
+    def pin(self, message: str | Message) -> None:
+        """Keep a message, and its turn, when the oldest ones are dropped."""
+        self._pinned.add(self._find(message).message.id)
+
+    def unpin(self, message: str | Message) -> None:
+        """Let it go with its turn."""
+        self._pinned.discard(self._find(message).message.id)
+
+    def gc(self, target: float = 0.5, *, policy: Literal["oldest"] = "oldest") -> Receipt:
+        """Drop the oldest turns, until the conversation has at most ``target`` of the tokens that there is room for.
+
+        What the system says, what is pinned, and the last turn stay. What goes is no branch: it is forgotten.
+        """
+        check_float("target", target, 0.0, 1.0)
+        check_choice("policy", policy, ("oldest",))
+        with self._taken():
+            if self._head is None:
+                return self._set(None, NONE, "gc")
+
+            def attempt(kept: Sequence[Message]) -> Tokens:
+                return self._tokens_of([message.data for message in kept])
+
+            before = self.messages
+            kept, tokens = fewest_dropped(
+                before, self._pinned, attempt, len, int(target * self._most()), keeps_last=True
+            )
+            gone = tuple(message.id for message in before if message not in kept)
+            reason = "the oldest turns were dropped" if gone else "nothing had to go, or nothing may"
+            head = self._grown(None, kept) if gone else self._head
+            return self._set(head, tokens, "gc", reason=reason, messages=gone)
+
+    def _move(self, head: Node | None, action: str) -> Receipt:
+        gone = tuple(
+            node.message.id for node in path_to(self._head)[0 if head is None else head.depth :]
+        ) if is_above(head, self._head) else ()  # fmt: skip
+        self._leave(head)
+        return self._set(
+            head, self._tokens_of([node.message.data for node in path_to(head)]), action, messages=gone
+        )
+
+    def _rewrite(self, changes: Mapping[str, Message | None], action: str) -> Receipt:
+        """Put other messages in the place of some, or none."""
+        path = path_to(self._head)
+        kept = [
+            message
+            for message in (changes.get(node.message.id, node.message) for node in path)
+            if message is not None
+        ]
+        check_messages([message.data for message in kept])
+        first = next((node for node in path if node.message.id in changes), None)
+        if first is None:
+            return self._set(self._head, self._log, action)
+        tokens = self._tokens_of([message.data for message in kept])
+        if len(tokens) > self._most():
+            raise self._too_long(len(tokens))
+        head = self._grown(first.parent, kept[first.depth - 1 :])
+        self._leave(head)
+        return self._set(head, tokens, action, messages=tuple(changes))
+
+    def _leave(self, head: Node | None) -> None:
+        """Remember the branch that is left for ``head``, where it is one."""
+        self._tips = [tip for tip in self._tips if not is_above(tip, head)]
+        if not is_above(self._head, head) and not any(is_above(self._head, tip) for tip in self._tips):
+            self._tips.append(self._head)
+
+    def _set(
+        self, head: Node | None, tokens: Tokens, action: str, *, computed: int = 0, reason: str = "",
+        messages: tuple[str, ...] = (),
+    ) -> Receipt:  # fmt: skip
+        """Have the conversation end in ``head``, whose tokens these are; says what that means for the cache."""
+        before = self._log
+        same = common_length(before, tokens)
+        pending = 0
+        if len(tokens):
+            pending = self.engine.foresee(tokens, generates=False, adapters=self.adapters).computed_tokens
+        if not reason and len(tokens):
+            reason = (
+                "the rest is new"
+                if same == len(before)
+                else "it goes on differently"
+                if same < len(tokens)
+                else ""
+            )
+        self._head, self._log = head, tokens
+        self.used_at = time.monotonic()
+        return Receipt(
+            action,
+            len(before),
+            len(tokens),
+            same,
+            len(before) - same,
+            computed,
+            pending,
+            True,
+            reason,
+            messages,
+        )
+
+    def _grown(self, head: Node | None, new: Iterable[Message | Mapping[str, Any]]) -> Node | None:
+        for each in new:
+            head = Node.after(head, each if isinstance(each, Message) else Message.new(each))
+        return head
+
+    # --- reading ahead
+
+    def warm(
+        self, messages: Iterable[Mapping[str, Any]] | None = None, *, priority: int | None = None
+    ) -> Warmup:
+        """Read ahead what the next prompt begins with, while a tool runs or the user types; returns at once.
+
+        ``messages`` are what will be sent, as far as it is known. Without them, it is what every next message of the
+        kind that is due (results of the calls that are open, or the user's) has before its text. Nothing of the
+        conversation changes. It goes after what runs already, unless ``priority`` says otherwise.
+        """
+        with self._taken():
+            before = self._dicts()
+            if messages is not None:
+                dicts = check_messages([*before, *messages])
+                tokens = self._tokens_of(dicts)
+            else:
+                tokens = self._due(before)
+            if len(tokens) > self._most():
+                raise self._too_long(len(tokens))
+        if len(tokens) < 2:
+            return Warmup(self, None, 0)
+        chosen = self.priority - 1 if priority is None else priority
+        return Warmup(self, self._feed(tokens, priority=chosen), len(tokens))
+
+    def _due(self, before: Dicts) -> Tokens:
+        """The tokens that the next prompt begins with, whatever the next message says."""
+        found = []
+        for filler in ("0", "x"):
+            calls = before[-1].get("tool_calls") if before else None
+            due = (
+                [{"role": "tool", "tool_call_id": call.get("id", ""), "content": filler} for call in calls]
+                if calls
+                else [{"role": "user", "content": filler}]
+            )
+            try:
+                prompt = self._renderer.render([*before, *due], self.options)
+            except InvalidArgumentError:
+                return NONE
+            found.append(self._renderer.tokens(prompt.prompt))
+        return found[0][: common_length(*found)]
+
+    # --- room
+
+    def _most(self) -> int:
+        """Tokens that a prompt may have: one at least is the answer's."""
+        most = self.engine.context.n_ctx - 1
+        return most if self.memory_limit is None else min(most, self.memory_limit)
+
+    def _too_long(self, n_tokens: int) -> ContextOverflowError:
+        return ContextOverflowError(
+            f"the conversation has {n_tokens} tokens, and a prompt may have {self._most()}: gc() or roll back the "
+            "session, make n_ctx larger, or choose on_full='drop'",
+            n_tokens,
+            self._most(),
+        )
+
+    def _shortened(
+        self, kept: Sequence[Message], added: Dicts, options: Options, most: int
+    ) -> tuple[tuple[Message, ...], ChatPrompt, Tokens]:
+        """The conversation without its oldest turns: a prompt has at most ``most`` tokens then, and for some turns.
+
+        Raises ContextOverflowError where what must stay is more than that.
+        """
+        messages, (prompt, tokens) = fewest_dropped(
+            kept,
+            self._pinned,
+            lambda messages: self._rendered(messages, added, options),
+            lambda found: len(found[1]),
+            int(most * KEPT),
+            keeps_last=not added,
+        )
+        if len(tokens) > most:
+            raise ContextOverflowError(
+                f"{len(tokens)} tokens are left without the oldest turns, and the prompt may have {most}: the last "
+                "turn, what is pinned, and what the system says stay",
+                len(tokens),
+                most,
+            )
+        return tuple(messages), prompt, tokens
+
+    def _dropped(self, kept: Sequence[Message], tokens: Tokens) -> Receipt:
+        """What dropping all messages but ``kept`` for a prompt of ``tokens`` does."""
+        stays = {message.id for message in kept}
+        same = common_length(self._log, tokens)
+        return Receipt(
+            "drop",
+            len(self._log),
+            len(tokens),
+            same,
+            len(self._log) - same,
+            pending=len(tokens) - same,
+            reason="the oldest turns made room",
+            messages=tuple(message.id for message in self.messages if message.id not in stays),
+        )
+
+
+class Warmup:
+    """Reading ahead, under way. It goes on by itself; ``wait()`` tells what it computed, ``cancel()`` ends it."""
+
+    def __init__(self, conversation: Conversation, request: Request | None, n_tokens: int) -> None:
+        self._engine = conversation.engine
+        self._request = request
+        self.n_tokens = n_tokens
+        """Tokens that it brings into the cache, or finds there."""
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to read."""
+        return self._request is None or self._request.job.end_reason is not None
+
+    def wait(self) -> int:
+        """Wait for its end; returns how many tokens were computed."""
+        if self._request is None:
+            return 0
+        if not self._request.ended:
+            with Stream(self._engine, self._request) as stream:
+                for _ in stream:
+                    pass
+        return self._request.usage().computed_tokens
+
+    def cancel(self) -> None:
+        """End it; what was read stays in the cache."""
+        if self._request is not None and not self._request.ended:
+            self._engine.cancel(self._request)
+
+
+def replies_to(dicts: Dicts) -> bool:
+    """Whether a conversation waits for a reply."""
+    return bool(dicts) and dicts[-1]["role"] != "assistant"

@@ -1,0 +1,401 @@
+"""``Session``: a conversation with a model, whose messages the KV cache follows."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_runner._check import check_int
+from llama_runner.chat.messages import check_messages
+from llama_runner.chat.tools import Tool, ToolSet
+from llama_runner.chat_types import ChatPrompt
+from llama_runner.core import ChatTemplate, SamplerChain
+from llama_runner.engine import Adapters, Engine, LogitsProcessor
+from llama_runner.engine.sampling import sampler_chain
+from llama_runner.errors import InvalidArgumentError, ModelCapabilityError
+from llama_runner.params import GenerationParams
+from llama_runner.receipts import Plan, Receipt
+from llama_runner.session.conversation import Conversation, OnFull, Warmup
+from llama_runner.session.message import Branch, Message, Node
+from llama_runner.session.rendering import Options
+from llama_runner.session.reply import Reply
+from llama_runner.session.turn import AsyncReplyStream, ReplyStream, Turn
+
+__all__ = ["Session"]
+
+Tokens = npt.NDArray[np.int32]
+Content = str | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None
+Tools = ToolSet | Iterable[Tool | Callable[..., Any] | Mapping[str, Any]]
+CONSTRAINTS = ("grammar", "json_schema", "regex", "choices", "lark")
+"""Fields of ``GenerationParams`` that bind the whole answer."""
+
+
+class Session(Conversation):
+    """A conversation. Get one as ``runner.session(system="…")``.
+
+    Its messages are the truth: each turn's prompt is exactly what the template makes of them, and what of its tokens is
+    cached is not computed again.
+
+        chat = runner.session(system="You are terse.")
+        print(chat.send("What is 2+2?").text)
+
+    Parameters
+    ----------
+    system : the first message, of the system. ``messages`` : a conversation to go on with, in OpenAI's form.
+    tools : what the model may call: functions, ``Tool``, JSON schemas or MCP descriptions.
+    params : defaults for each turn's generation; other keywords of a turn are laid over them.
+    on_full : what happens when the context is full: ``"stop"`` ends the reply there (finish_reason ``"length"``; a
+        prompt that does not fit raises ContextOverflowError), ``"error"`` raises in both cases, ``"drop"`` drops the
+        oldest turns, and goes on.
+    memory_limit : tokens that a prompt may have; None for what the context holds. Beyond it is as beyond the context.
+    seed : repeats the whole conversation: each turn, and each fork, has a seed that follows from it.
+    owner, priority, adapters : as for ``LlamaRunner.stream``.
+    enable_thinking, template_kwargs, reasoning_format : as for ``ChatTemplate.render``.
+
+    A session needs no place in the KV memory while nothing is done with it. Any thread may use it, one at a time:
+    another gets ContextBusyError. What raises leaves it as it was. Every method that waits has a twin for asyncio:
+    ``asend``, ``aplan``, …; that of ``sync`` is ``async_``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        template: ChatTemplate,
+        *,
+        system: str | None = None,
+        messages: Iterable[Mapping[str, Any]] = (),
+        tools: Tools = (),
+        params: GenerationParams | None = None,
+        on_full: OnFull = "stop",
+        memory_limit: int | None = None,
+        seed: int | None = None,
+        owner: str | None = None,
+        priority: int = 0,
+        adapters: Adapters | None = None,
+        enable_thinking: bool = True,
+        template_kwargs: Mapping[str, Any] | None = None,
+        reasoning_format: str = "auto",
+    ) -> None:
+        self.tools = as_tool_set(tools)
+        options = Options(
+            tools=tuple(self.tools.to_list()),
+            enable_thinking=enable_thinking,
+            template_kwargs=dict(template_kwargs or {}),
+            reasoning_format=reasoning_format,
+        )
+        super().__init__(
+            engine, template, options, on_full=on_full, memory_limit=memory_limit, owner=owner, priority=priority,
+            adapters=adapters,
+        )  # fmt: skip
+        self._check_tools(self.tools)
+        self.params = GenerationParams.from_kwargs(params, {})
+        self.seed = None if seed is None else check_int("seed", seed, 0, 2**32 - 2)
+        self._draws = 0  # turns that were taken, and forks that were made: each has a seed of its own
+        first = [] if system is None else [{"role": "system", "content": system}]
+        self._head = self._grown(None, check_messages([*first, *messages]))
+
+    def __repr__(self) -> str:
+        return f"<Session of {len(self)} messages, {self.n_tokens} tokens>"
+
+    # --- turns
+
+    def send(self, content: Content = None, **options: Any) -> Reply:
+        """Add a message of the user, or several messages, and have the model reply.
+
+        Parameters
+        ----------
+        content : text of the user; a message, or several, in OpenAI's form (a tool's results, for example); None to
+            have the model reply to the conversation as it is.
+        role : whose text it is. ``tools`` : others than the session's, for this turn.
+        tool_choice : ``"auto"``, ``"none"``, ``"required"``, or the name of a tool. ``parallel_tool_calls`` : whether
+            the model may ask for several at once; None as its template can.
+        enable_thinking, template_kwargs : others than the session's, for this turn.
+        logits_processor : as for ``LlamaRunner.stream``.
+        params, and other keywords : those of ``GenerationParams``. An answer bound by a schema or grammar is bound from
+            its first token on: the model does not think before it, and calls no tools.
+
+        Raises MessageError for messages that make no conversation, ContextOverflowError, ContextBusyError (a reply is
+        under way), InvalidArgumentError, ClosedError; the session is as it was.
+        """
+        return self.stream(content, **options).result()
+
+    def stream(self, content: Content = None, **options: Any) -> ReplyStream:
+        """``send``, a ``ReplyChunk`` at a time. The messages are part of the session once the last has been read."""
+        return ReplyStream(self._prepare(content, **options))
+
+    async def asend(self, content: Content = None, **options: Any) -> Reply:
+        """``send`` for asyncio: ``asyncio.gather`` over several sessions is one batch."""
+        return await self.astream(content, **options).result()
+
+    def astream(self, content: Content = None, **options: Any) -> AsyncReplyStream:
+        """``stream`` for asyncio: ``async for chunk in chat.astream("…")``."""
+        return AsyncReplyStream(self._prepare(content, **options))
+
+    def _prepare(
+        self,
+        content: Content,
+        *,
+        role: str = "user",
+        params: GenerationParams | None = None,
+        tools: Tools | None = None,
+        tool_choice: str | Mapping[str, Any] | None = None,
+        parallel_tool_calls: bool | None = None,
+        enable_thinking: bool | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        logits_processor: LogitsProcessor | None = None,
+        **kwargs: Any,
+    ) -> Turn:
+        settings = GenerationParams.from_kwargs(params or self.params, kwargs, where="send()")
+        offered = self.tools if tools is None else as_tool_set(tools)
+        if tools is not None:
+            self._check_tools(offered)
+        choice = offered.choice(tool_choice)
+        thinks = self.options.enable_thinking if enable_thinking is None else enable_thinking
+        bound = next((name for name in CONSTRAINTS if getattr(settings, name, None) is not None), None)
+        if bound is not None:
+            if choice.mode == "required":
+                raise InvalidArgumentError(
+                    f"{bound} binds the whole answer, and tool_choice={tool_choice!r} asks for a call: use one of them"
+                )
+            thinks = bool(enable_thinking)
+        options = dataclasses.replace(
+            self.options,
+            tools=tuple(offered.chosen(choice).to_list()),
+            tool_choice="none" if bound and len(offered) else choice.mode if len(offered) else "auto",
+            parallel_tool_calls=parallel_tool_calls,
+            enable_thinking=thinks,
+            template_kwargs={**self.options.template_kwargs, **(template_kwargs or {})},
+        )
+        self._take()
+        try:
+            added = self._new_messages(content, role)
+            return self._turn_of(added, options, settings, bound is not None, logits_processor)
+        except BaseException:
+            self._release()
+            raise
+
+    def _new_messages(self, content: Content, role: str) -> list[dict[str, Any]]:
+        """What a turn adds, checked together with what there is."""
+        before = self._dicts()
+        new: Iterable[Any]
+        if content is None:
+            new = ()
+        elif isinstance(content, str):
+            new = [{"role": role, "content": content}]
+        elif isinstance(content, Mapping):
+            new = [content]
+        else:
+            new = content
+        whole = check_messages([*before, *new])
+        if not whole:
+            raise InvalidArgumentError("the conversation is empty: send a message")
+        return whole[len(before) :]
+
+    def _check_tools(self, tools: ToolSet) -> None:
+        if len(tools) and not self.template.capabilities.get("supports_tools", False):
+            raise ModelCapabilityError(
+                "this chat template has no place for tools, and the model would not hear of them: pass template= with "
+                f"one that has, or leave out {', '.join(tools)}"
+            )
+
+    def _turn_of(
+        self,
+        added: list[dict[str, Any]],
+        options: Options,
+        settings: GenerationParams,
+        bound: bool,
+        processor: LogitsProcessor | None,
+    ) -> Turn:
+        kept: tuple[Message, ...] = self.messages
+        prompt, tokens = self._rendered(kept, added, options)
+        receipt = None
+        if len(tokens) > self._most():
+            if self.on_full != "drop":
+                raise self._too_long(len(tokens))
+            kept, prompt, tokens = self._shortened(kept, added, options, self._most())
+            receipt = self._dropped(kept, tokens)
+        opening = self._opening(prompt, [*(message.data for message in kept), *added], options, bound)
+        if opening:
+            tokens = self._renderer.tokens(prompt.prompt + opening)
+        seed = self._next_seed() if settings.seed is None else settings.seed
+        settings = settings.replace(seed=seed, stop=(*settings.stop, *prompt.additional_stops))
+        turn = Turn(
+            session=self,
+            kept=kept,
+            added=added,
+            options=options,
+            prompt=prompt,
+            tokens=tokens,
+            params=settings,
+            chain=self._chain(settings, prompt, opening, seed, tokens, bound),
+            opening=opening,
+            shown=self._renderer.token_ids(prompt.preserved_tokens),
+            processor=processor,
+            parser=prompt.parser(),
+            receipt=receipt,
+        )
+        if opening:
+            turn.parser.push(opening)
+        return turn
+
+    def _opening(
+        self, prompt: ChatPrompt, dicts: list[Mapping[str, Any]], options: Options, bound: bool
+    ) -> str:
+        """What the reply is made to begin with, behind the generation prompt."""
+        if bound:
+            # a template that opens the thoughts itself: they are closed again, and the answer comes
+            return prompt.thinking_end_tags[0] + "\n\n" if thinks_first(prompt) else ""
+        if options.tool_choice != "required" or (options.enable_thinking and prompt.supports_thinking):
+            return ""
+        # the grammar of a required call lets the model talk first, without end; what would trigger it begins the call
+        free = dataclasses.replace(options, tool_choice="auto")
+        words = [t.value for t in self._renderer.render(dicts, free).grammar_triggers if t.type == "word"]
+        return words[0] if len(words) == 1 else ""
+
+    def _chain(
+        self,
+        settings: GenerationParams,
+        prompt: ChatPrompt,
+        opening: str,
+        seed: int,
+        tokens: Tokens,
+        bound: bool,
+    ) -> SamplerChain:
+        """The sampler of a turn, held to the form of tool calls where the template knows it."""
+        vocab = self.engine.vocab
+        if bound or prompt.grammar is None:
+            return sampler_chain(settings, vocab, seed, tokens)
+        settings = settings.replace(grammar=prompt.grammar)
+        if prompt.grammar_lazy:
+            return sampler_chain(settings, vocab, seed, tokens, triggers=prompt.grammar_triggers)
+        chain = sampler_chain(settings, vocab, seed, tokens)
+        begun = prompt.generation_prompt + opening
+        for token in vocab.tokenize(begun, add_special=False, parse_special=True).tolist():
+            chain.accept(token)
+        return chain
+
+    def _next_seed(self) -> int:
+        return self.engine.new_seed() if self.seed is None else derived_seed(self.seed, self._draws)
+
+    def _commit(self, turn: Turn, data: Mapping[str, Any], finish_reason: str) -> Message:
+        """A turn has come to its end: its messages are part of the conversation, and it is another's turn."""
+        head = self._head if len(turn.kept) == len(self) else self._grown(None, turn.kept)
+        head = self._grown(head, turn.added)
+        whole = check_messages([*(message.data for message in turn.kept), *turn.added, data])
+        message = Message.new(whole[-1], finish_reason)
+        self._head = Node.after(head, message)
+        self._log = np.concatenate([turn.tokens, np.asarray(turn.read, dtype=np.int32)])
+        self._draws += 1
+        self.used_at = time.monotonic()
+        self._release()
+        return message
+
+    def _make_room(self, turn: Turn) -> bool:
+        """Drop the oldest turns under a reply that is under way; False where that gives no room."""
+        most = self._most() - len(turn.read) - 1
+        if most < 1:
+            return False
+        try:
+            kept, prompt, tokens = self._shortened(turn.kept, turn.added, turn.options, most)
+        except InvalidArgumentError:
+            return False
+        if len(kept) == len(turn.kept):
+            return False
+        turn.receipt = self._dropped(kept, tokens)
+        turn.kept, turn.prompt, turn.tokens = kept, prompt, tokens
+        return True
+
+    # --- branches
+
+    @overload
+    def fork(self, n: None = None) -> Session: ...
+    @overload
+    def fork(self, n: int) -> list[Session]: ...
+    def fork(self, n: int | None = None) -> Session | list[Session]:
+        """A session that goes on from here by itself, or a list of ``n``. They share every cell; nothing is copied.
+
+        Each has a seed of its own, which follows from this one's.
+        """
+        count = 1 if n is None else check_int("n", n, 0, 1_000_000)
+        with self._taken():
+            made = [self._forked() for _ in range(count)]
+        return made[0] if n is None else made
+
+    def _forked(self) -> Session:
+        fork = Session(
+            self.engine, self.template, tools=self.tools, params=self.params, on_full=self.on_full,
+            memory_limit=self.memory_limit, owner=self.owner, priority=self.priority, adapters=self.adapters,
+            seed=None if self.seed is None else derived_seed(self.seed, self._draws, "fork"),
+        )  # fmt: skip
+        self._draws += 1
+        fork.options = self.options
+        fork._renderer = self._renderer.copy()
+        fork._head, fork._tips, fork._log = self._head, list(self._tips), self._log
+        fork._pinned = set(self._pinned)
+        return fork
+
+    # --- for asyncio
+
+    async def async_(self, messages: Iterable[Mapping[str, Any]]) -> Receipt:
+        """``sync`` for asyncio; its name would be a word of the language's."""
+        return await asyncio.to_thread(self.sync, messages)
+
+    async def aplan(self, messages: Iterable[Mapping[str, Any]] | None = None) -> Plan:
+        """``plan`` for asyncio."""
+        return await asyncio.to_thread(self.plan, messages)
+
+    async def arollback(self, to: str | Message | None) -> Receipt:
+        """``rollback`` for asyncio."""
+        return await asyncio.to_thread(self.rollback, to)
+
+    async def acheckout(self, branch: Branch | str | Message) -> Receipt:
+        """``checkout`` for asyncio."""
+        return await asyncio.to_thread(self.checkout, branch)
+
+    async def aedit(self, message: str | Message, content: str) -> Receipt:
+        """``edit`` for asyncio."""
+        return await asyncio.to_thread(self.edit, message, content)
+
+    async def areplace(self, message: str | Message, content: str) -> Receipt:
+        """``replace`` for asyncio."""
+        return await asyncio.to_thread(self.replace, message, content)
+
+    async def adrop(self, *messages: str | Message) -> Receipt:
+        """``drop`` for asyncio."""
+        return await asyncio.to_thread(self.drop, *messages)
+
+    async def agc(self, target: float = 0.5, *, policy: Any = "oldest") -> Receipt:
+        """``gc`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.gc(target, policy=policy))
+
+    async def awarm(
+        self, messages: Iterable[Mapping[str, Any]] | None = None, *, priority: int | None = None
+    ) -> Warmup:
+        """``warm`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.warm(messages, priority=priority))
+
+
+def as_tool_set(tools: Tools) -> ToolSet:
+    return tools if isinstance(tools, ToolSet) else ToolSet(tools)
+
+
+def thinks_first(prompt: ChatPrompt) -> bool:
+    """Whether the template has opened the model's thoughts already."""
+    start, ends = prompt.thinking_start_tag.strip(), prompt.thinking_end_tags
+    if not prompt.supports_thinking or not start or not ends:
+        return False
+    after = prompt.generation_prompt.rfind(start)
+    return after >= 0 and prompt.generation_prompt.find(ends[0].strip(), after) < 0
+
+
+def derived_seed(seed: int, draw: int, what: str = "turn") -> int:
+    """The seed of a turn or a fork: another for each, and always the same."""
+    digest = hashlib.blake2b(f"{seed} {what} {draw}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") % (2**32 - 1)

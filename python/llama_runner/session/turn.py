@@ -1,0 +1,403 @@
+"""One turn of a session: from the new messages to the reply, read whole or while it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llama_runner.chat_types import ChatDelta, ChatMessage, ChatPrompt
+from llama_runner.core import ChatParser, SamplerChain
+from llama_runner.engine import AsyncStream, LogitsProcessor, Request, Stream
+from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ResponseParseError
+from llama_runner.params import GenerationParams
+from llama_runner.receipts import Receipt
+from llama_runner.results import Chunk, Completion, Timings, Usage
+from llama_runner.session.message import Message
+from llama_runner.session.rendering import Options
+from llama_runner.session.reply import Reply, ReplyChunk
+
+if TYPE_CHECKING:
+    from llama_runner.session.session import Session
+
+__all__ = ["AsyncReplyStream", "ReplyStream", "Turn"]
+
+Tokens = npt.NDArray[np.int32]
+Notify = Callable[[], None] | None
+
+
+@dataclasses.dataclass(slots=True)
+class Turn:
+    """A turn that is prepared: nothing of the session has changed yet, and it is nobody else's turn."""
+
+    session: Session
+    kept: Sequence[Message]  # of the session's messages
+    added: Sequence[Mapping[str, Any]]
+    options: Options
+    prompt: ChatPrompt
+    opening: str  # what the reply was made to begin with, as if the model had said it
+    tokens: Tokens
+    params: GenerationParams
+    chain: SamplerChain
+    shown: Sequence[int]
+    processor: LogitsProcessor | None
+    parser: ChatParser
+    receipt: Receipt | None = None  # of what made room
+    read: list[int] = dataclasses.field(default_factory=list)
+    over: bool = False
+    _request: Request | None = None
+    _done: list[Completion] = dataclasses.field(
+        default_factory=list
+    )  # parts that ended with the context full
+    _raw: list[str] = dataclasses.field(default_factory=list)
+    _problem: ResponseParseError | None = None
+
+    def submit(self, notify: Notify = None) -> Request:
+        """Queue it, or the rest of it."""
+        session = self.session
+        read = np.asarray(self.read, dtype=np.int32)
+        params = self.params
+        if self.read and params.max_tokens is not None:
+            params = params.replace(max_tokens=params.max_tokens - len(read))
+        self._request = session.engine.submit(
+            np.concatenate([self.tokens, read]),
+            params,
+            priority=session.priority,
+            owner=session.owner,
+            adapters=session.adapters,
+            logits_processor=self.processor,
+            chain=self.chain,
+            shown_tokens=self.shown,
+            notify=notify,
+        )[0]
+        return self._request
+
+    # --- while it comes
+
+    def take(self, chunk: Chunk) -> ReplyChunk:
+        """What a piece of the text adds to the message."""
+        self.read += chunk.tokens
+        self._raw.append(chunk.text)
+        if self._problem is not None:  # what cannot be taken apart is content
+            return self._chunk(chunk, [ChatDelta(content=chunk.text)])
+        return self._chunk(chunk, self._parsed(lambda: self.parser.push(chunk.text)))
+
+    def _parsed(self, parse: Callable[[], list[ChatDelta]]) -> list[ChatDelta]:
+        """What the parser makes of it, until it meets what it cannot read."""
+        if self._problem is None:
+            try:
+                return parse()
+            except ResponseParseError as problem:
+                self._problem = problem
+        return []
+
+    @staticmethod
+    def _chunk(chunk: Chunk, deltas: list[ChatDelta]) -> ReplyChunk:
+        return ReplyChunk(
+            "".join(delta.content for delta in deltas),
+            chunk.tokens,
+            chunk.logprobs,
+            chunk.finish_reason,
+            tuple(deltas),
+        )
+
+    def goes_on(self, completion: Completion) -> bool:
+        """Whether the context ended before the reply did, and room was made for the rest; ``submit`` it then.
+
+        Raises ContextOverflowError where the session's policy is to have no half replies.
+        """
+        session = self.session
+        n_ctx = session.engine.context.n_ctx
+        full = completion.finish_reason == "length" and len(self.tokens) + len(self.read) >= n_ctx
+        wanted = self.params.max_tokens is None or len(self.read) < self.params.max_tokens
+        if not full or not wanted or session.on_full == "stop":
+            return False
+        if session.on_full == "error":
+            raise ContextOverflowError(
+                f"the context of {n_ctx} tokens was full after {len(self.read)} tokens of the reply; the session is as "
+                "it was: gc() it, make n_ctx larger, or choose another on_full",
+                len(self.tokens) + len(self.read) + 1,
+                n_ctx,
+            )
+        if not session._make_room(self):
+            return False
+        self._done.append(completion)
+        return True
+
+    # --- the end
+
+    def last(self, completion: Completion) -> tuple[list[ChatDelta], Reply]:
+        """The last deltas, and the reply, which is part of the session now."""
+        deltas = self._parsed(self.parser.finish)
+        data, problem = self._message(completion.finish_reason)
+        made = self.session._commit(self, data, completion.finish_reason)
+        self.over = True
+        whole = self._joined(completion)
+        values = {field.name: getattr(whole, field.name) for field in dataclasses.fields(Completion)}
+        values["text"] = made.content
+        reply = Reply(
+            **values, message=made, raw_text=self.opening + "".join(self._raw), parse_error=problem, receipt=self.receipt
+        )
+        return deltas, reply
+
+    def _message(self, finish_reason: str) -> tuple[dict[str, Any], ResponseParseError | None]:
+        """The message that the text says; where it cannot be read, or was cut, what of it can stand in a history."""
+        raw = self.opening + "".join(self._raw)
+        cut = finish_reason in ("length", "timeout", "cancelled")
+        problem = self._problem
+        if problem is None and not cut:
+            found = self.parser.message
+        else:
+            try:
+                found = self.prompt.parser().parse(raw, partial=cut)
+                problem = None if cut else problem
+            except ResponseParseError as error:
+                found, problem = ChatMessage(raw), error
+        filled = [
+            call if call.arguments.strip() else dataclasses.replace(call, arguments="{}")
+            for call in found.tool_calls
+        ]
+        calls = tuple(call for call in filled if _is_object(call.arguments))
+        if len(calls) < len(found.tool_calls) and not cut:
+            problem = ResponseParseError("the arguments of a tool call are no JSON object")
+            found, calls = ChatMessage(raw), ()
+        return ChatMessage(found.content, found.reasoning_content, calls).to_dict(), problem
+
+    def _joined(self, last: Completion) -> Completion:
+        """One completion of all parts: their tokens and their costs together."""
+        if not self._done:
+            return last
+        parts = [*self._done, last]
+        usage = Usage(
+            sum(part.usage.prompt_tokens for part in parts),
+            sum(part.usage.cached_tokens for part in parts),
+            sum(part.usage.computed_tokens for part in parts),
+            sum(part.usage.completion_tokens for part in parts),
+        )
+        timings = Timings(
+            sum(part.timings.prompt_seconds for part in parts),
+            sum(part.timings.generation_seconds for part in parts),
+            parts[0].timings.first_token_seconds,
+            sum(part.timings.computed_tokens for part in parts),
+            sum(part.timings.completion_tokens for part in parts),
+        )
+        logprobs = None
+        if last.logprobs is not None:
+            logprobs = tuple(entry for part in parts for entry in part.logprobs or ())
+        return dataclasses.replace(
+            last,
+            text="".join(part.text for part in parts),
+            tokens=np.concatenate([part.tokens for part in parts]),
+            usage=usage,
+            timings=timings,
+            logprobs=logprobs,
+            explanation=parts[0].explanation,
+        )
+
+    def cut(self) -> Reply | None:
+        """Its reader has left: what was read stays, as a reply that was cancelled, where anything was."""
+        if self.over:
+            return None
+        if self._request is not None and not self._request.ended:
+            self.session.engine.cancel(self._request)
+        if not self.read or self._request is None:
+            self.abandon()
+            return None
+        done = sum(len(part.tokens) for part in self._done)
+        usage = self._request.usage()
+        n_new = len(self.read) - done
+        completion = Completion(
+            text="",  # the message says it
+            tokens=np.asarray(self.read[done:], dtype=np.int32),
+            finish_reason="cancelled",
+            stop_match=None,
+            usage=dataclasses.replace(usage, completion_tokens=n_new),
+            timings=Timings(0.0, 0.0, 0.0, usage.computed_tokens, n_new),
+            logprobs=None,
+            seed=self._request.seed,
+            explanation=self._request.explain(),
+        )
+        try:
+            return self.last(completion)[1]
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """It came to nothing: the session is as it was, and free for another."""
+        if not self.over:
+            self.over = True
+            self.session._release()
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
+
+
+class ReplyStream(Iterator[ReplyChunk]):
+    """A reply under way: iterate over its chunks; ``reply`` is there at the end, and part of the session then.
+
+    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early: what was read stays in the
+    session, as a reply that was cancelled. An error leaves the session as it was. One thread at a time.
+    """
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._reply: Reply | None = None
+        try:
+            self._stream = Stream(turn.session.engine, turn.submit())
+        except BaseException:
+            turn.abandon()
+            raise
+
+    def __next__(self) -> ReplyChunk:
+        turn = self._turn
+        if turn.over:
+            raise StopIteration
+        try:
+            chunk = next(self._stream)
+            piece = turn.take(chunk)
+            if chunk.finish_reason is None:
+                return piece
+            if turn.goes_on(self._stream.completion):
+                self._stream = Stream(turn.session.engine, turn.submit())
+                return dataclasses.replace(piece, finish_reason=None)
+            deltas, self._reply = turn.last(self._stream.completion)
+            return _with(piece, deltas)
+        except BaseException:
+            self._stream.cancel()
+            turn.abandon()
+            raise
+
+    def cancel(self) -> None:
+        """End it within a step; what has come can still be read, and the reply is what that is."""
+        self._stream.cancel()
+
+    def close(self) -> None:
+        """End it here; closing twice is no error."""
+        self._reply = self._turn.cut() or self._reply
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self.close()
+
+    @property
+    def reply(self) -> Reply:
+        """The reply, once the stream is exhausted or closed; InvalidArgumentError before, or where nothing was read."""
+        if self._reply is None:
+            raise InvalidArgumentError("there is no reply: exhaust the stream first")
+        return self._reply
+
+    def result(self) -> Reply:
+        """Read to the end; an error, or an interrupt, leaves the session as it was."""
+        try:
+            for _ in self:
+                pass
+        finally:
+            self._turn.abandon()
+        return self.reply
+
+
+class AsyncReplyStream(AsyncIterator[ReplyChunk]):
+    """``ReplyStream`` for asyncio: ``async for``, or ``async with`` to end it where it is left."""
+
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+        self._reply: Reply | None = None
+        try:
+            self._stream = AsyncStream(turn.session.engine, turn.submit)
+        except BaseException:
+            turn.abandon()
+            raise
+
+    async def __anext__(self) -> ReplyChunk:
+        turn = self._turn
+        if turn.over:
+            raise StopAsyncIteration
+        try:
+            chunk = await self._stream.__anext__()
+            piece = turn.take(chunk)
+            if chunk.finish_reason is None:
+                return piece
+            if turn.goes_on(self._stream.completion):
+                self._stream = AsyncStream(turn.session.engine, turn.submit)
+                return dataclasses.replace(piece, finish_reason=None)
+            deltas, self._reply = turn.last(self._stream.completion)
+            return _with(piece, deltas)
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        except BaseException:
+            self._stream.cancel()
+            turn.abandon()
+            raise
+
+    def close(self) -> None:
+        """End it here, as ``ReplyStream.close`` does; never blocks."""
+        self._reply = self._turn.cut() or self._reply
+
+    async def aclose(self) -> None:
+        """``close``, as an asynchronous generator has it."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self.close()
+
+    @property
+    def reply(self) -> Reply:
+        """The reply, once the stream is exhausted or closed."""
+        if self._reply is None:
+            raise InvalidArgumentError("there is no reply: exhaust the stream first")
+        return self._reply
+
+    async def result(self) -> Reply:
+        """Read to the end; an error, or a task that is cancelled, leaves the session as it was."""
+        turn = self._turn
+        try:
+            while not turn.over:
+                chunk = await self._stream.__anext__()
+                turn.take(chunk)
+                if chunk.finish_reason is None:
+                    continue
+                if turn.goes_on(self._stream.completion):
+                    self._stream = AsyncStream(turn.session.engine, turn.submit)
+                else:
+                    _, self._reply = turn.last(self._stream.completion)
+        finally:
+            self._stream.cancel()
+            turn.abandon()
+        return self.reply
+
+
+def _with(piece: ReplyChunk, deltas: list[ChatDelta]) -> ReplyChunk:
+    """The last chunk, with what the end of the text made certain."""
+    return dataclasses.replace(
+        piece,
+        text=piece.text + "".join(delta.content for delta in deltas),
+        deltas=(*piece.deltas, *deltas),
+    )
