@@ -41,10 +41,14 @@ class Usage:
     """Tokens of the prompt that were in the cache already, so that their prefill was skipped."""
     computed_tokens: int
     completion_tokens: int
+    forced_tokens: int = 0
+    """Of the completion's, those that a constraint left no choice about: decoded together with the one before them."""
 
     def __post_init__(self) -> None:
         if min(self.prompt_tokens, self.cached_tokens, self.computed_tokens, self.completion_tokens) < 0:
             raise InvalidArgumentError(f"a token count cannot be negative: {self}")
+        if not 0 <= self.forced_tokens <= self.completion_tokens:
+            raise InvalidArgumentError(f"forced_tokens are some of completion_tokens: {self}")
         if self.prompt_tokens != self.cached_tokens + self.computed_tokens:
             raise InvalidArgumentError(f"prompt_tokens must be cached_tokens + computed_tokens: {self}")
 
@@ -58,6 +62,7 @@ class Usage:
             "cached_tokens": self.cached_tokens,
             "computed_tokens": self.computed_tokens,
             "completion_tokens": self.completion_tokens,
+            "forced_tokens": self.forced_tokens,
             "total_tokens": self.total_tokens,
         }
 

@@ -382,6 +382,7 @@ LR_API const char *     lr_constraint_error(const lr_constraint * constraint);
 LR_API struct llama_sampler * lr_constraint_link(const lr_constraint * constraint);
 // That of the first link of a picker's chain, or NULL.
 LR_API lr_constraint * lr_picker_constraint(const lr_picker * picker);
+LR_API void            lr_picker_fail(lr_picker * picker, const char * why);  // what lr_picker_error is to say
 
 // --- model_check.cpp: what a loaded model may still hide ------------------------------------------
 

@@ -460,6 +460,10 @@ bool lr_picker_pending(const lr_picker * picker) {
     return picker->pending;
 }
 
+void lr_picker_fail(lr_picker * picker, const char * why) {
+    picker->guarded([&]() -> int { throw std::runtime_error(why); });
+}
+
 lr_constraint * lr_picker_constraint(const lr_picker * picker) {
     return picker->constraint();
 }
