@@ -239,6 +239,7 @@ cdef extern from "llama_runner.h" nogil:
     const char *lr_constraint_error(const lr_constraint *constraint)
     llama_sampler *lr_constraint_link(const lr_constraint *constraint)
     lr_constraint *lr_picker_constraint(const lr_picker *picker)
+    int lr_picker_pick_only(lr_picker *picker, llama_token only, int n_vocab, llama_token *token)
     void lr_picker_fail(lr_picker *picker, const char *why)
 
     int lr_model_check(const llama_model *model, char **error)

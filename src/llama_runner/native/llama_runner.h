@@ -382,6 +382,8 @@ LR_API const char *     lr_constraint_error(const lr_constraint * constraint);
 LR_API struct llama_sampler * lr_constraint_link(const lr_constraint * constraint);
 // That of the first link of a picker's chain, or NULL.
 LR_API lr_constraint * lr_picker_constraint(const lr_picker * picker);
+// Picks where `only` alone is allowed, so that random numbers are drawn as they would be, without a row of logits.
+LR_API int             lr_picker_pick_only(lr_picker * picker, llama_token only, int n_vocab, llama_token * token);
 LR_API void            lr_picker_fail(lr_picker * picker, const char * why);  // what lr_picker_error is to say
 
 // --- model_check.cpp: what a loaded model may still hide ------------------------------------------

@@ -310,12 +310,23 @@ struct lr_picker {
     }
 
     int pick(const float * row, int n, llama_token * token) {
-        llama_token_data_array array;
         if (plan.constrained) {
             masked.resize((size_t) n);
             lr_constraint_mask_row(*constraint(), row, n, masked.data());
             row = masked.data();
         }
+        return pick_allowed(row, n, token);
+    }
+
+    // What `pick` does where nothing but `only` is allowed, whatever the logits are.
+    int pick_only(llama_token only, int n, llama_token * token) {
+        masked.assign((size_t) n, -INF);
+        masked[(size_t) only] = 0.0f;
+        return pick_allowed(masked.data(), n, token);
+    }
+
+    int pick_allowed(const float * row, int n, llama_token * token) {
+        llama_token_data_array array;
         if (shortcut(row, n, array)) {
             const int links = llama_sampler_chain_n(chain);
             for (int i = plan.constrained + plan.n_sparse + 1; i < links; ++i) {
@@ -458,6 +469,10 @@ int lr_picker_accept(lr_picker * picker, llama_token token) {
 
 bool lr_picker_pending(const lr_picker * picker) {
     return picker->pending;
+}
+
+int lr_picker_pick_only(lr_picker * picker, llama_token only, int n_vocab, llama_token * token) {
+    return picker->guarded([&] { return picker->pick_only(only, n_vocab, token); });
 }
 
 void lr_picker_fail(lr_picker * picker, const char * why) {

@@ -110,7 +110,9 @@ int64_t lr_job::accept(llama_token token, int32_t n_vocab, int64_t now) {
 }
 
 bool lr_job::force(llama_token token, int32_t n_vocab, int64_t now) {
-    if (lr_picker_accept(picker, token) != LR_PICK_DONE) {
+    llama_token picked;  // the sampler's state is then that of a generation in which each token is sampled
+    if (lr_picker_pick_only(picker, token, n_vocab, &picked) != LR_PICK_DONE ||
+        lr_picker_accept(picker, token) != LR_PICK_DONE) {
         return false;
     }
     accept(token, n_vocab, now);
