@@ -157,6 +157,11 @@ SCHEMAS: dict[str, Schema] = {
 # names and texts that only a model which knows words brings to an end
 WORDY: dict[str, Schema] = {
     "map of integers": {"type": "object", "additionalProperties": integer(0, 9), "maxProperties": 3},
-    "open object": {"type": "object", "properties": {"id": integer()}, "required": ["id"], "maxProperties": 2},
+    "open object": {
+        "type": "object",
+        "properties": {"id": integer()},
+        "required": ["id"],
+        "maxProperties": 2,
+    },
     "text": obj(title={"type": "string"}),
 }

@@ -52,7 +52,9 @@ def runs(runner: LlamaRunner, n: int, schemas: dict[str, Any], prompt: str, **op
 def tiny(tiny_model: TinyModelFactory) -> Iterator[dict[str, LlamaRunner]]:
     runners = {
         name: LlamaRunner(
-            tiny_model(kind, vocab=vocab, n_ctx_train=8192), n_ctx=8192 if kind == "llama" else 2048, n_threads=1
+            tiny_model(kind, vocab=vocab, n_ctx_train=8192),
+            n_ctx=8192 if kind == "llama" else 2048,
+            n_threads=1,
         )
         for name, (kind, vocab, _) in RANDOM.items()
     }
@@ -70,7 +72,9 @@ def test_there_are_schemas_enough() -> None:
 def test_random_weights_write_valid_json(name: str, tiny: dict[str, LlamaRunner]) -> None:
     n = RANDOM[name][2]
     # flat probabilities: nothing but the constraint says where anything ends
-    assert runs(tiny[name], n, SCHEMAS, "hello", temperature=1.0, top_k=0, max_tokens=MOST) == n * len(SCHEMAS)
+    assert runs(tiny[name], n, SCHEMAS, "hello", temperature=1.0, top_k=0, max_tokens=MOST) == n * len(
+        SCHEMAS
+    )
 
 
 @pytest.mark.real_model

@@ -263,7 +263,8 @@ class _References:
                 break
         if not self.ends(self.root, ends):
             raise ConstraintError(
-                f"the schema at #: {left[0]} requires itself: no value that fits has an end", keyword="$ref"
+                f"the schema at #: $ref {left[0]!r} requires itself: no value that fits has an end",
+                keyword="$ref",
             )
 
     def ends(self, node: Json, known: set[str]) -> bool:

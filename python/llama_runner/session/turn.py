@@ -142,7 +142,11 @@ class Turn:
         values = {field.name: getattr(whole, field.name) for field in dataclasses.fields(Completion)}
         values["text"] = made.content
         reply = Reply(
-            **values, message=made, raw_text=self.opening + "".join(self._raw), parse_error=problem, receipt=self.receipt
+            **values,
+            message=made,
+            raw_text=self.opening + "".join(self._raw),
+            parse_error=problem,
+            receipt=self.receipt,
         )
         return deltas, reply
 
