@@ -21,6 +21,7 @@ from benchmarks.open_sessions import open_sessions
 from benchmarks.peers import Peers
 from benchmarks.report import Row, table
 from benchmarks.streams import busy_python, many_streams, one_stream
+from benchmarks.structured import structured
 from llama_runner.models import resolve_model
 
 BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
     "long-prefill": long_prefill,
     "disk-tier": disk_tier,
     "cancel": cancel,
+    "structured": structured,
 }
 
 

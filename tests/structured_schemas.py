@@ -79,7 +79,13 @@ SCHEMAS: dict[str, Schema] = {
     "no items": array(integer(), 0, 0),
     "matrix": array(array(integer(0, 9), 2, 2), 2, 2),
     "tuple": {"type": "array", "prefixItems": [NAME, integer(), BOOL], "items": False, "minItems": 3},
-    "tuple and more": {"type": "array", "prefixItems": [BOOL], "items": integer(0, 9), "minItems": 2, "maxItems": 4},
+    "tuple and more": {
+        "type": "array",
+        "prefixItems": [BOOL],
+        "items": integer(0, 9),
+        "minItems": 2,
+        "maxItems": 4,
+    },
     "mixed": array({"anyOf": [integer(0, 9), NULL, text(3)]}, 1, 3),
     "objects": array(obj(id=integer(), ok=BOOL), 1, 2),
     # --- objects
@@ -89,14 +95,26 @@ SCHEMAS: dict[str, Schema] = {
     "all optional": obj([], a=integer(0, 9), b=BOOL, c=NULL),
     "nested": obj(outer=obj(middle=obj(inner=integer(0, 9)))),
     "address": obj(street=text(12), city={"enum": ["Paris", "Rome", "Oslo"]}, zip=pattern("^[0-9]{5}$")),
-    "map": {"type": "object", "patternProperties": {"^[a-z]{1,6}$": integer(0, 9)}, "additionalProperties": False, "maxProperties": 3},
+    "map": {
+        "type": "object",
+        "patternProperties": {"^[a-z]{1,6}$": integer(0, 9)},
+        "additionalProperties": False,
+        "maxProperties": 3,
+    },
     "named and more": {
-        "type": "object", "properties": {"id": integer()}, "required": ["id"], "patternProperties": {"^x[a-z]{1,4}$": BOOL},
-        "additionalProperties": False, "maxProperties": 3,
+        "type": "object",
+        "properties": {"id": integer()},
+        "required": ["id"],
+        "patternProperties": {"^x[a-z]{1,4}$": BOOL},
+        "additionalProperties": False,
+        "maxProperties": 3,
     },
     "by pattern": {
-        "type": "object", "patternProperties": {"^x_[a-z]{1,4}$": integer(0, 9)}, "additionalProperties": False,
-        "minProperties": 1, "maxProperties": 3,
+        "type": "object",
+        "patternProperties": {"^x_[a-z]{1,4}$": integer(0, 9)},
+        "additionalProperties": False,
+        "minProperties": 1,
+        "maxProperties": 3,
     },
     "odd names": obj(**{'a "quoted" name': integer(0, 9), "with/slash": BOOL, "naïve ☃": NULL, "": BOOL}),
     "like each other": obj(a=integer(0, 9), ab=integer(0, 9), abc=integer(0, 9)),
@@ -104,7 +122,12 @@ SCHEMAS: dict[str, Schema] = {
     "anyOf": {"anyOf": [integer(0, 9), {"enum": ["none"]}]},
     "anyOf objects": {"anyOf": [obj(cat=NAME), obj(dog=NAME, age=integer(0, 20))]},
     "oneOf by type": {"oneOf": [integer(0, 9), text(4), NULL]},
-    "oneOf by tag": {"oneOf": [obj(kind={"const": "circle"}, r=integer()), obj(kind={"const": "box"}, w=integer(), h=integer())]},
+    "oneOf by tag": {
+        "oneOf": [
+            obj(kind={"const": "circle"}, r=integer()),
+            obj(kind={"const": "box"}, w=integer(), h=integer()),
+        ]
+    },
     "allOf": {
         "allOf": [
             {"type": "object", "properties": {"a": integer(0, 9)}, "required": ["a"]},
@@ -114,26 +137,58 @@ SCHEMAS: dict[str, Schema] = {
     },
     "bounds of two": {"allOf": [{"type": "integer", "minimum": 3}, {"maximum": 8}]},
     "beside anyOf": {
-        "type": "object", "properties": {"id": integer()}, "required": ["id"], "maxProperties": 2,
-        "anyOf": [{"properties": {"x": BOOL}, "required": ["x"]}, {"properties": {"y": NULL}, "required": ["y"]}],
+        "type": "object",
+        "properties": {"id": integer()},
+        "required": ["id"],
+        "maxProperties": 2,
+        "anyOf": [
+            {"properties": {"x": BOOL}, "required": ["x"]},
+            {"properties": {"y": NULL}, "required": ["y"]},
+        ],
     },
     # --- references
-    "defs": {"$defs": {"point": obj(x=integer(), y=integer())}, **obj(a={"$ref": "#/$defs/point"}, b={"$ref": "#/$defs/point"})},
-    "definitions": {"definitions": {"flag": BOOL}, "type": "array", "items": {"$ref": "#/definitions/flag"}, "maxItems": 3},
+    "defs": {
+        "$defs": {"point": obj(x=integer(), y=integer())},
+        **obj(a={"$ref": "#/$defs/point"}, b={"$ref": "#/$defs/point"}),
+    },
+    "definitions": {
+        "definitions": {"flag": BOOL},
+        "type": "array",
+        "items": {"$ref": "#/definitions/flag"},
+        "maxItems": 3,
+    },
     "defs of defs": {
-        "$defs": {"name": NAME, "pet": obj(name={"$ref": "#/$defs/name"}), "owner": obj(pet={"$ref": "#/$defs/pet"})},
+        "$defs": {
+            "name": NAME,
+            "pet": obj(name={"$ref": "#/$defs/name"}),
+            "owner": obj(pet={"$ref": "#/$defs/pet"}),
+        },
         "$ref": "#/$defs/owner",
     },
-    "linked list": {"$defs": {"node": obj(value=integer(0, 9), next={"anyOf": [NULL, {"$ref": "#/$defs/node"}]})}, "$ref": "#/$defs/node"},
+    "linked list": {
+        "$defs": {"node": obj(value=integer(0, 9), next={"anyOf": [NULL, {"$ref": "#/$defs/node"}]})},
+        "$ref": "#/$defs/node",
+    },
     "tree": {
-        "$defs": {"leaf": integer(0, 9), "branch": obj(left={"$ref": "#/$defs/any"}, tag=BOOL),
-                  "any": {"anyOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/branch"}]}},
+        "$defs": {
+            "leaf": integer(0, 9),
+            "branch": obj(left={"$ref": "#/$defs/any"}, tag=BOOL),
+            "any": {"anyOf": [{"$ref": "#/$defs/leaf"}, {"$ref": "#/$defs/branch"}]},
+        },
         "$ref": "#/$defs/any",
     },
     "itself": {**obj(["v"], v=integer(0, 9)), "properties": {"v": integer(0, 9), "rest": {"$ref": "#"}}},
-    "pointer with escapes": {"$defs": {"a/b": BOOL}, "type": "array", "items": {"$ref": "#/$defs/a~1b"}, "minItems": 1, "maxItems": 2},
+    "pointer with escapes": {
+        "$defs": {"a/b": BOOL},
+        "type": "array",
+        "items": {"$ref": "#/$defs/a~1b"},
+        "minItems": 1,
+        "maxItems": 2,
+    },
     # --- from life
-    "tool call": obj(tool={"enum": ["search", "open", "answer"]}, arguments=obj(query=text(12), limit=integer(1, 20))),
+    "tool call": obj(
+        tool={"enum": ["search", "open", "answer"]}, arguments=obj(query=text(12), limit=integer(1, 20))
+    ),
     "classification": obj(label={"enum": ["spam", "ham"]}, confidence=number(1)),
     "calendar": obj(title=text(10), start=form("date-time"), guests=array(text(6), 0, 2), online=BOOL),
     "order": obj(
@@ -143,16 +198,29 @@ SCHEMAS: dict[str, Schema] = {
         note={"type": ["string", "null"], "maxLength": 8},
     ),
     "settings": obj(
-        ["theme"], theme={"enum": ["dark", "light"]}, font=obj(size=integer(6, 32), bold=BOOL),
-        layout=array({"enum": ["left", "right"]}, 0, 2), beta={"const": True},
+        ["theme"],
+        theme={"enum": ["dark", "light"]},
+        font=obj(size=integer(6, 32), bold=BOOL),
+        layout=array({"enum": ["left", "right"]}, 0, 2),
+        beta={"const": True},
     ),
-    "geometry": obj(type={"const": "Point"}, coordinates={"type": "array", "prefixItems": [integer(-180, 180), integer(-90, 90)],
-                                                             "items": False, "minItems": 2}),
+    "geometry": obj(
+        type={"const": "Point"},
+        coordinates={
+            "type": "array",
+            "prefixItems": [integer(-180, 180), integer(-90, 90)],
+            "items": False,
+            "minItems": 2,
+        },
+    ),
     "annotated": {
-        "$schema": "https://json-schema.org/draft/2020-12/schema", "title": "T", "description": "d",
-        **obj(n={**integer(), "description": "how many", "default": 3, "examples": [1]}), "x-order": 1,
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "T",
+        "description": "d",
+        **obj(n={**integer(), "description": "how many", "default": 3, "examples": [1]}),
+        "x-order": 1,
     },
-}  # fmt: skip
+}
 
 # names and texts that only a model which knows words brings to an end
 WORDY: dict[str, Schema] = {

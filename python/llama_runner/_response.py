@@ -156,7 +156,13 @@ def _new_adapter(kind: Any) -> Any:
     try:
         return TypeAdapter(kind)
     except Exception as error:  # pydantic's, of several classes
-        raise ConstraintError(f"{name_of(kind)} has no JSON schema: {first_line(error)}") from error
+        try:
+            _Schema().whole(
+                kind
+            )  # such as a TypedDict of the standard library, which it wants to have from elsewhere
+        except MissingExtraError:
+            raise ConstraintError(f"{name_of(kind)} has no JSON schema: {first_line(error)}") from error
+        return None
 
 
 _adapter = functools.lru_cache(maxsize=256)(_new_adapter)
@@ -184,15 +190,15 @@ def close(node: Any) -> None:
 def _fields(kind: type) -> tuple[dict[str, Any], set[str]] | None:
     """The names and types of a dataclass, TypedDict or NamedTuple, and which must be there; None for other types."""
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         fields = [field for field in dataclasses.fields(kind) if field.init]
         missing = dataclasses.MISSING
         needed = {f.name for f in fields if f.default is missing and f.default_factory is missing}
         return {field.name: hints[field.name] for field in fields}, needed
     if typing.is_typeddict(kind):
-        return typing.get_type_hints(kind), set(kind.__required_keys__)  # type: ignore[attr-defined]
+        return typing.get_type_hints(kind, include_extras=True), set(kind.__required_keys__)  # type: ignore[attr-defined]
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         defaults: Mapping[str, Any] = getattr(kind, "_field_defaults", {})
         names: tuple[str, ...] = kind._fields
         return {name: hints.get(name, Any) for name in names}, set(names) - set(defaults)
@@ -208,6 +214,10 @@ def _unwrapped(kind: Any) -> Any:
             kind = kind.__value__
         elif get_origin(kind) in (typing.Required, typing.NotRequired):
             kind = get_args(kind)[0]
+        elif get_origin(kind) is typing.Annotated and all(
+            isinstance(note, str) for note in get_args(kind)[1:]
+        ):
+            kind = get_args(kind)[0]  # what else is noted may be a bound, and is pydantic's
         else:
             return kind
 

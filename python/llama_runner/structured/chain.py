@@ -58,7 +58,7 @@ def builtin_grammar(params: GenerationParams, missing: MissingExtraError | None 
         why = str(error)
     raise MissingExtraError(
         f"the built-in grammar sampler cannot enforce {params.constraint} ({why}), and "
-        f"{missing or 'llguidance is not used'}: install llama-runner[structured]"
+        f"{missing or 'llguidance is not used: install llama-runner[structured]'}"
     )
 
 
