@@ -91,7 +91,11 @@ def structured(conditions: Conditions) -> Iterator[Row]:
             ours=Spread.of(medians),
             ratio=Spread.of([share / 0.03 for share in medians]),
             wanted=at_most(1),
-            notes=["the ratio is to 3%", ", ".join(notes), f"vocabulary {prepared:.2f} s, grammar {compiled * 1e3:.1f} ms, once"],
+            notes=[
+                "the ratio is to 3%",
+                ", ".join(notes),
+                f"vocabulary {prepared:.2f} s, grammar {compiled * 1e3:.1f} ms, once",
+            ],
         )  # fmt: skip
         yield Row(
             "the same, the 99th of a hundred",

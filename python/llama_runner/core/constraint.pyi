@@ -1,8 +1,9 @@
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Self, SupportsIndex, TypeAlias
+from typing import Any, Literal, Never, Self, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import disjoint_base
 
 from llama_runner.core.vocab import Vocab, _Text, _Tokens
 
@@ -13,6 +14,7 @@ MAX_CHOICES: int
 def llguidance_version() -> str: ...
 def check_choices(choices: Iterable[str]) -> list[str]: ...
 
+@disjoint_base
 class ConstraintVocab:
     def __init__(self, vocab: Vocab) -> None: ...
     @property
@@ -24,7 +26,9 @@ class ConstraintVocab:
     def piece(self, token: SupportsIndex) -> bytes: ...
     def tokenize(self, text: _Text) -> NDArray[np.int32]: ...
 
+@disjoint_base
 class Constraint:
+    def __init__(self, *args: Never, **options: Never) -> None: ...
     @staticmethod
     def json_schema(
         vocab: Vocab,

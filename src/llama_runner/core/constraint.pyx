@@ -8,7 +8,7 @@ import cython
 import numpy as np
 
 from libc.stddef cimport size_t
-from libc.stdint cimport INT32_MAX, int32_t, int64_t, uint8_t, uint32_t, uintptr_t
+from libc.stdint cimport INT32_MAX, int32_t, uint8_t, uint32_t, uintptr_t
 from libc.string cimport memcpy
 
 from llama_runner._c.llama cimport llama_token
@@ -265,7 +265,8 @@ cdef class Constraint:
     @staticmethod
     def choices(Vocab vocab not None, choices, *, limits=None):
         """One of several texts."""
-        return compile(vocab, "regex", "|".join([SPECIAL.sub(r"\\\g<0>", text) for text in check_choices(choices)]), limits)
+        texts = [SPECIAL.sub(r"\\\g<0>", text) for text in check_choices(choices)]
+        return compile(vocab, "regex", "|".join(texts), limits)
 
     @staticmethod
     def lark(Vocab vocab not None, grammar, *, limits=None):
@@ -277,8 +278,8 @@ cdef class Constraint:
     def gbnf(Vocab vocab not None, grammar, *, limits=None):
         """Text that fits a GBNF grammar, from its rule ``root`` on, as llguidance's converter translates it.
 
-        Rules without references become lexemes there, which take as much text as they can: a grammar that counts on less
-        is narrower than with ``SamplerChain.grammar``, which follows GBNF to the letter and is slower.
+        Rules without references become lexemes there, which take as much text as they can: a grammar that counts on
+        less is narrower than with ``SamplerChain.grammar``, which follows GBNF to the letter and is slower.
         """
         check_nesting("the grammar", check_text("grammar", grammar))
         bind()
@@ -307,8 +308,9 @@ cdef class Constraint:
     # --- how far it has got
 
     def compute_mask(self):
-        """Which tokens are allowed now: uint32, shape (ceil(n_vocab / 32),); token t is bit ``t % 32`` of word ``t // 32``.
+        """Which tokens are allowed now: uint32, shape (ceil(n_vocab / 32),).
 
+        Token t is bit ``t % 32`` of word ``t // 32``.
         Raises SamplingError where the grammar takes more to follow than ``limits`` allow.
         """
         cdef size_t words = (self.vocab.n_tokens + 31) // 32
@@ -447,10 +449,11 @@ cdef object refused(str kind, str why):
     """The typed error of what llguidance would not compile, with the keyword where it names one."""
     what = {"json_schema": "the JSON schema", "regex": "the regular expression", "lark": "the grammar"}[kind]
     keyword = re.search(r'Unimplemented keys: \["([^"]+)"', why) or re.search(
-        r"\b(oneOf|allOf|anyOf|pattern|format|patternProperties|minProperties|maxProperties|multipleOf|\$ref|type|required)\b",
+        r"\b(oneOf|allOf|anyOf|pattern|format|patternProperties|minProperties|maxProperties|multipleOf|type|required)\b"
+        r"|\$ref",
         why)
     return errors.ConstraintError(
-        f"{what} is refused: {why}", keyword=keyword[1] if keyword and kind == "json_schema" else None)
+        f"{what} is refused: {why}", keyword=(keyword[1] or keyword[0]) if keyword and kind == "json_schema" else None)
 
 
 cdef tuple check_limits(limits):

@@ -333,7 +333,7 @@ LR_API struct llama_sampler * lr_grammar_new(const struct llama_vocab * vocab, c
                                              const char ** patterns, size_t n_patterns, const llama_token * tokens,
                                              size_t n_tokens, char ** error);
 
-// --- constraint.cpp: llguidance's grammars ---------------------------------------------------------
+// --- llguidance.cpp, constraint_vocab.cpp, constraint.cpp: grammars by llguidance -----------------
 
 // The functions of llguidance's C interface that are used, by name; what is loaded is handed over as their addresses, in
 // this order. Binding tries them out on a vocabulary of a few bytes: -1 with *error set where they are others than those
