@@ -566,9 +566,10 @@ cdef class SamplerLinks:
 
     cdef int rotate(self) except -1:
         """Make the last link the first."""
-        cdef int i, n = llama_sampler_chain_n(self.ptr)
-        for i in range(n - 1):  # one by one the others go to the end
+        cdef int others = llama_sampler_chain_n(self.ptr) - 1
+        while others > 0:  # one by one they go to the end
             llama_sampler_chain_add(self.ptr, llama_sampler_chain_remove(self.ptr, 0))
+            others -= 1
         self.chain.insert(0, self.chain.pop())
         self.replan()
         return 0

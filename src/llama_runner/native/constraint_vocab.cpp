@@ -232,7 +232,7 @@ size_t lr_constraint_vocab::tokenize_for_llg(const void * user, const uint8_t * 
             out[i] = (uint32_t) tokens[i];
         }
         return tokens.size();
-    } catch (const std::exception &) {
+    } catch (...) {  // nothing may unwind through llguidance
         return 0;
     }
 }
