@@ -268,7 +268,7 @@ def test_keyboard_interrupt_leaves_the_runner_usable(smollm2, phase):
     with LlamaRunner(smollm2, n_ctx=4096) as runner:
         expected = runner.generate("The capital of France is", max_tokens=8, temperature=0).text
         runner.generate_stateful("One, two,", 4, temperature=0)
-        conversation = list(runner._conversation)
+        conversation = runner._stateful.tokens.tolist()
         long_prompt = runner.model.vocab.tokenize("word " * 5000)[:4000]
         call = {
             "prefill": lambda: runner.generate(long_prompt, max_tokens=1),
@@ -279,7 +279,7 @@ def test_keyboard_interrupt_leaves_the_runner_usable(smollm2, phase):
         with pytest.raises(KeyboardInterrupt):
             call()
         timer.join()
-        assert runner._conversation == conversation
+        assert runner._stateful.tokens.tolist() == conversation
         assert runner.generate("The capital of France is", max_tokens=8, temperature=0).text == expected
         runner.generate_stateful(" three,", 4, temperature=0)
         ends = {s.seq_id: s.pos_max + 1 for s in runner.get_context_info().sequences}

@@ -13,12 +13,16 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("block", range(len(BLOCKS)))
-def test_example_runs(smollm2, block, capsys):
+def test_example_runs(smollm2, block, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code = BLOCKS[block].replace('"model.gguf"', repr(str(smollm2)))
     names: dict[str, object] = {}
     exec(compile(code, f"README.md, block {block}", "exec"), names)
     said = capsys.readouterr().out
-    if "branches" in names:
+    if "chat" in names:
+        assert "edit: " in said and "tokens were cached" in said and Path("chat.kv").stat().st_size > 1000
+        assert names["answer"].text.strip() in ("red", "green", "blue")  # type: ignore[attr-defined]
+    elif "branches" in names:
         assert said.count("tokens were cached") == 4
     elif "runner" in names:
         assert "Paris" in said

@@ -96,14 +96,14 @@ def test_stateful_remembers_and_computes_only_what_is_new(runner, smollm2):
     tokens: list[int] = []
     for prompt, answer in zip(prompts, [*answers[:2], ""], strict=True):
         tokens += vocab.tokenize(prompt).tolist() + vocab.tokenize(answer, add_special=False).tolist()
-    if vocab.detokenize(tokens) == whole and tokens == runner._conversation[: len(tokens)]:
+    if vocab.detokenize(tokens) == whole and tokens == runner._stateful.tokens.tolist()[: len(tokens)]:
         with LlamaRunner(smollm2, n_ctx=1024) as other:
             assert other.generate(tokens, max_tokens=8, temperature=0).text == answers[2]
     assert_account_is_true(runner)
     # all but the last sampled token is resident, and survives stateless calls
-    assert cached(runner, runner._conversation) == len(runner._conversation) - 1
+    assert cached(runner, runner._stateful.tokens.tolist()) == len(runner._stateful.tokens.tolist()) - 1
     runner.generate(PARIS, params=GREEDY)
-    assert cached(runner, runner._conversation) == len(runner._conversation) - 1
+    assert cached(runner, runner._stateful.tokens.tolist()) == len(runner._stateful.tokens.tolist()) - 1
     runner.clear_context()
     assert resident(runner) == {}
     assert runner.get_context_info().used == 0
@@ -111,7 +111,7 @@ def test_stateful_remembers_and_computes_only_what_is_new(runner, smollm2):
 
 def test_stateful_is_unchanged_by_an_error(runner):
     runner.generate_stateful("One, two, three,", 4, temperature=0)
-    before = list(runner._conversation)
+    before = runner._stateful.tokens.tolist()
     cells = cached(runner, before)
     assert cells == len(before) - 1
     with pytest.raises(ContextOverflowError):
@@ -120,7 +120,7 @@ def test_stateful_is_unchanged_by_an_error(runner):
         runner.generate_stateful("four, \ud800", 4)
     with pytest.raises(InvalidArgumentError):
         runner.generate_stateful("four,", 4, grammar="this is no grammar ::=")
-    assert runner._conversation == before
+    assert runner._stateful.tokens.tolist() == before
     assert cached(runner, before) == cells
     runner.generate_stateful(" four,", 4, temperature=0)
     assert_account_is_true(runner)
@@ -134,14 +134,14 @@ def test_stateful_takes_one_turn_at_a_time(runner):
 
     thread = threading.Thread(target=first)
     thread.start()
-    while thread.is_alive() and not runner._turn.locked():
+    while thread.is_alive() and not runner._stateful._lock.locked():
         began.wait(0.001)
     with pytest.raises(ContextBusyError, match="one turn"):
         runner.generate_stateful("meanwhile", 4)
     runner.clear_context()  # leaves a turn under way alone
     thread.join()
     assert results[0]
-    assert len(runner._conversation) > 200
+    assert len(runner._stateful.tokens.tolist()) > 200
     assert_account_is_true(runner)
 
 
@@ -263,7 +263,7 @@ def test_idle_prefixes_make_room_and_a_conversation_does_not(runner):
     assert runner.generate(np.roll(half, 7), max_tokens=4, temperature=0).finish_reason == "length"
     runner.clear_context()
     runner.generate_stateful(half, 4, temperature=0)
-    conversation = list(runner._conversation)
+    conversation = runner._stateful.tokens.tolist()
     held = cached(runner, conversation)
     assert held == len(conversation) - 1
     with pytest.raises(ContextOverflowError, match="clear_context"):

@@ -220,7 +220,7 @@ for kind in (set[int], complex, dict[int, int]):
     try:
         schema_of(kind)
     except errors.MissingExtraError as error:
-        assert "llama-runner[structured]" in str(error)
+        assert "llama-runner[tools]" in str(error)
         continue
     raise AssertionError(kind)
 print("done")

@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llama_runner import core, errors, models, quick
     from llama_runner._info import __version__, build_info
+    from llama_runner.chat.tools import Tool, tool
     from llama_runner.params import GenerationParams
     from llama_runner.pool import RunnerPool, WorkerRunner
+    from llama_runner.receipts import Plan, Receipt
     from llama_runner.results import Chunk, Completion, ContextInfo, Timings, TokenLogprob, Usage
     from llama_runner.runner import LlamaRunner, Stream
+    from llama_runner.session import Message, Reply, Session
 
 __all__ = [
     "Chunk",
@@ -26,10 +29,16 @@ __all__ = [
     "ContextInfo",
     "GenerationParams",
     "LlamaRunner",
+    "Message",
+    "Plan",
+    "Receipt",
+    "Reply",
     "RunnerPool",
+    "Session",
     "Stream",
     "Timings",
     "TokenLogprob",
+    "Tool",
     "Usage",
     "WorkerRunner",
     "__version__",
@@ -38,6 +47,7 @@ __all__ = [
     "errors",
     "models",
     "quick",
+    "tool",
 ]
 
 _HOMES = {
@@ -46,14 +56,21 @@ _HOMES = {
     "ContextInfo": "results",
     "GenerationParams": "params",
     "LlamaRunner": "runner",
+    "Message": "session",
+    "Plan": "receipts",
+    "Receipt": "receipts",
+    "Reply": "session",
     "RunnerPool": "pool",
+    "Session": "session",
     "Stream": "runner",
+    "Tool": "chat.tools",
     "Timings": "results",
     "TokenLogprob": "results",
     "Usage": "results",
     "WorkerRunner": "pool",
     "__version__": "_info",
     "build_info": "_info",
+    "tool": "chat.tools",
 }
 _MODULES = frozenset({"core", "errors", "models", "quick"})
 

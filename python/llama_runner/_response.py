@@ -225,7 +225,7 @@ def _unwrapped(kind: Any) -> Any:
 def _unknown(kind: Any) -> MissingExtraError:
     return MissingExtraError(
         f"{name_of(kind)} is no type of the standard library with a JSON form that is known here: install "
-        "llama-runner[structured], which brings pydantic, or pass a JSON schema"
+        "llama-runner[tools], which brings pydantic, or pass a JSON schema"
     )
 
 

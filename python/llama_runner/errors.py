@@ -42,6 +42,8 @@ __all__ = [
     "NoSlotError",
     "OutOfMemoryError",
     "PoolTimeoutError",
+    "PromptFileError",
+    "PromptNotFoundError",
     "ResponseParseError",
     "RowSamplingError",
     "SamplingError",
@@ -57,6 +59,7 @@ __all__ = [
     "UnknownMessageError",
     "UnknownParameterError",
     "UnknownToolError",
+    "UnsupportedLanguageError",
     "UnsupportedModelError",
     "UsageError",
     "WorkerDiedError",
@@ -254,7 +257,10 @@ class WorkerDiedError(LlamaRuntimeError, RuntimeError):
 
 
 class ToolError(LlamaRuntimeError):
-    """A tool call came to nothing; ``tool`` is its name, ``for_model`` what a model is told of it."""
+    """A tool call came to nothing; ``tool`` is its name, ``for_model`` what a model is told of it.
+
+    A tool may raise it to choose those words.
+    """
 
     def __init__(self, message: str, tool: str = "", for_model: str = ""):
         super().__init__(message)
@@ -317,6 +323,10 @@ class ConstraintError(InvalidArgumentError):
         self.path = path
 
 
+class UnsupportedLanguageError(InvalidArgumentError):
+    """A language for which there are no rules; the message names those there are."""
+
+
 class ArgumentTypeError(UsageError, TypeError):
     """A value of the wrong type; the message names it and what would be right."""
 
@@ -327,6 +337,22 @@ class UnknownParameterError(UsageError, TypeError):
 
 class IndexOutOfRangeError(UsageError, IndexError):
     """A token, row, position or sequence id outside its range."""
+
+
+class PromptFileError(UsageError, ValueError):
+    """A file of an agent's prompt is wrong.
+
+    ``path`` is the file; ``key`` is the entry of it, and empty where the whole is no TOML.
+    """
+
+    def __init__(self, message: str, path: str = "", key: str = ""):
+        super().__init__(message)
+        self.path = path
+        self.key = key
+
+
+class PromptNotFoundError(UsageError, FileNotFoundError):
+    """No prompt, or no folder of prompts, where one was named; the message names the nearest one."""
 
 
 class ClosedError(UsageError, ValueError):

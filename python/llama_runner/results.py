@@ -20,7 +20,9 @@ __all__ = [
     "ContextInfo",
     "Explanation",
     "FinishReason",
+    "IdlePrefix",
     "SequenceInfo",
+    "SessionInfo",
     "Timings",
     "TokenLogprob",
     "Usage",
@@ -286,6 +288,37 @@ class SequenceInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One session, as the cache sees it."""
+
+    n_messages: int
+    n_tokens: int
+    resident_tokens: int
+    """Of its tokens, those in the KV memory, which others may share."""
+    idle_seconds: float
+    owner: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class IdlePrefix:
+    """A cached prefix that nobody uses, and what its eviction would free."""
+
+    n_tokens: int
+    """Its length from the start of the text."""
+    n_cells: int
+    """Cells that no other prefix shares with it."""
+    idle_seconds: float
+    text: str
+    """Its end."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ContextInfo:
     """How full a context is.
 
@@ -297,10 +330,19 @@ class ContextInfo:
     used: int
     n_seq_max: int
     sequences: tuple[SequenceInfo, ...] = ()
+    sessions: tuple[SessionInfo, ...] = ()
+    """Of the runner's sessions, those that have tokens."""
+    next_to_go: tuple[IdlePrefix, ...] = ()
+    """Prefixes that nobody uses, in the order in which they would be evicted."""
 
     def __post_init__(self) -> None:
         if self.n_ctx < 1 or not 0 <= self.used <= self.n_ctx:
             raise InvalidArgumentError(f"used must be from 0 to n_ctx {self.n_ctx}, not {self.used}")
+
+    @property
+    def capacity(self) -> int:
+        """Cells in all: ``n_ctx``."""
+        return self.n_ctx
 
     @property
     def free(self) -> int:
@@ -326,6 +368,8 @@ class ContextInfo:
             "ratio": self.ratio,
             "n_seq_max": self.n_seq_max,
             "sequences": [sequence.to_dict() for sequence in self.sequences],
+            "sessions": [session.to_dict() for session in self.sessions],
+            "next_to_go": [prefix.to_dict() for prefix in self.next_to_go],
         }
 
 

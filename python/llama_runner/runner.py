@@ -2,51 +2,46 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import os
 import threading
 import weakref
 from collections import abc
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_int
+from llama_runner._check import check_choice, check_float, check_int
 from llama_runner.core import ChatTemplate, Context, Model
-from llama_runner.core.vocab import as_tokens
 from llama_runner.engine import (
     Adapters,
     AsyncStream,
     Engine,
     EngineCounters,
     KvMap,
-    LogitsProcessor,
-    Request,
-    Sequence,
     Stream,
     exhaust,
 )
-from llama_runner.engine.prefix import Node
 from llama_runner.errors import (
-    ArgumentTypeError,
     ClosedError,
-    ContextBusyError,
     InvalidArgumentError,
     ModelCapabilityError,
     unknown_name,
 )
+from llama_runner.generating import Generating, Prompt
 from llama_runner.params import GenerationParams
-from llama_runner.results import Chunk, Completion, ContextInfo, SequenceInfo
+from llama_runner.receipts import Receipt
+from llama_runner.results import Completion, ContextInfo, SequenceInfo
 from llama_runner.session import Session
 from llama_runner.session.session import Tools
+from llama_runner.stateful import StatefulLog, StatefulTurn
 
 __all__ = ["LlamaRunner", "Stream"]
 
-Prompt = str | bytes | abc.Sequence[int] | npt.NDArray[np.integer[Any]] | Sequence
-
+GcPolicy = Literal["oldest", "idle"]
 DEFAULT_N_SEQ_MAX = 128
 STATE_BYTES = 256 << 20  # for recurrent states, unasked
 DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gigabytes unasked
@@ -84,22 +79,9 @@ ENGINE_OPTIONS = frozenset(
         "slice_seconds",
     }
 )
-REQUEST_OPTIONS = frozenset({"adapters", "logits_processor", "owner", "priority"})
 
 
-def best(completions: list[Completion], n: int | None) -> list[Completion]:
-    """Those with the largest mean log-probability, best first; all as they come where ``n`` is None."""
-    if n is None:
-        return completions
-
-    def mean(completion: Completion) -> float:
-        scores = [token.logprob for token in completion.logprobs or ()]
-        return sum(scores) / len(scores) if scores else float("-inf")
-
-    return sorted(completions, key=mean, reverse=True)[:n]
-
-
-class LlamaRunner:
+class LlamaRunner(Generating):
     """A model and a context, ready to generate.
 
         with LlamaRunner("smollm2-135m") as runner:
@@ -111,6 +93,8 @@ class LlamaRunner:
         or a ``Model``, which then stays open when the runner closes.
     n_ctx : tokens that fit into the context; None for what the model was trained with, at most 8192.
     n_seq_max : sequences in the cache: one for ``generate_stateful``, the others for as many generations at a time.
+    auto_gc : the share of the context that the conversation of ``generate_stateful`` may fill before its oldest turns
+        are dropped, down to half of that; None never drops any, and a conversation that is full raises.
     progress : called with 0.0 to 1.0 while the model loads; returning False cancels.
     download_progress : called with (what, bytes done, bytes in all or None) while the model is fetched.
     **options : those of ``core.Model`` (``n_gpu_layers``, …) and ``core.Context`` (``n_threads``, ``type_k``, …).
@@ -126,6 +110,7 @@ class LlamaRunner:
         *,
         n_ctx: int | None = None,
         n_seq_max: int | None = None,
+        auto_gc: float | None = 0.8,
         progress: Callable[[float], object] | None = None,
         download_progress: Callable[[str, int, int | None], None] | None = None,
         **options: Any,
@@ -137,6 +122,7 @@ class LlamaRunner:
                     *CONTEXT_OPTIONS,
                     *MODEL_OPTIONS,
                     *ENGINE_OPTIONS,
+                    "auto_gc",
                     "n_ctx",
                     "n_seq_max",
                     "progress",
@@ -145,6 +131,7 @@ class LlamaRunner:
                 raise unknown_name(name, known, "LlamaRunner()")
         for_model = {name: options.pop(name) for name in MODEL_OPTIONS & options.keys()}
         for_engine = {name: options.pop(name) for name in ENGINE_OPTIONS & options.keys()}
+        self.auto_gc = None if auto_gc is None else check_float("auto_gc", auto_gc, 0.01, 1.0)
         if n_ctx is not None:
             check_int("n_ctx", n_ctx, 1, 2**31 - 256)
         self._owns_model = not isinstance(model, Model)
@@ -182,12 +169,12 @@ class LlamaRunner:
         except BaseException:
             self.context.close()
             raise
-        self._conversation: list[int] = []
-        self._pinned: Node | None = None  # where the conversation ends in the prefix tree
+        self._stateful = StatefulLog(self.engine)
+        self.last_gc: Receipt | None = None
+        """What the last collection did that ran by itself."""
         self._template: ChatTemplate | None = None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.RLock()
-        self._turn = threading.Lock()
         self._closed = False
 
     def _default_n_seq_max(self, n_ctx: int) -> int:
@@ -196,195 +183,6 @@ class LlamaRunner:
             return min(DEFAULT_N_SEQ_MAX, n_ctx)
         return max(4, min(32, STATE_BYTES // max(1, self.model.state_bytes)))
 
-    # --- generating
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        params: GenerationParams | None = None,
-        prefill_progress: Callable[[int, int], object] | None = None,
-        priority: int = 0,
-        owner: str | None = None,
-        logits_processor: LogitsProcessor | None = None,
-        adapters: Adapters | None = None,
-        **kwargs: Any,
-    ) -> Stream:
-        """Generate, a ``Chunk`` at a time, next to whatever else runs. It goes on while nobody reads it.
-
-        ``prompt`` is text, token ids, or a ``Sequence``. ``params`` and keywords are those of ``GenerationParams``;
-        ``prefill_progress`` is called with (tokens done, tokens in all) of the part that must be computed, before this
-        returns. A larger ``priority`` goes first; ``owner`` is who a quota of cells counts for. ``adapters`` maps each
-        ``LoraAdapter`` to its scale. ``logits_processor(tokens, logits)`` is called once a step, on a thread of the
-        engine, for all generations that name the same function: with a list of int32 arrays, the tokens of each until
-        then, and their logits, float32 (n, n_vocab), which it changes or replaces.
-
-        Raises UnknownParameterError, InvalidArgumentError, ContextOverflowError (with both numbers), ContextBusyError
-        (too many wait already), ClosedError.
-        """
-        settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
-        request = self.engine.submit(
-            self._tokens(prompt), settings, priority=priority, owner=owner, logits_processor=logits_processor,
-            adapters=adapters,
-        )[0]  # fmt: skip
-        return Stream(self.engine, request, prefill_progress)
-
-    @overload
-    def generate(
-        self, prompt: Prompt, *, n: None = None, best_of: None = None, params: GenerationParams | None = None,
-        prefill_progress: Callable[[int, int], object] | None = None, **kwargs: Any,
-    ) -> Completion: ...  # fmt: skip
-    @overload
-    def generate(
-        self, prompt: Prompt, *, n: int | None = None, best_of: int | None = None,
-        params: GenerationParams | None = None, **kwargs: Any,
-    ) -> list[Completion]: ...  # fmt: skip
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        n: int | None = None,
-        best_of: int | None = None,
-        params: GenerationParams | None = None,
-        prefill_progress: Callable[[int, int], object] | None = None,
-        **kwargs: Any,
-    ) -> Completion | list[Completion]:
-        """Generate to the end; parameters and errors as for ``stream``.
-
-        With ``n`` a list of as many answers, which share the prompt's cells and differ by seed. With ``best_of`` that
-        many are generated, and the ``n`` (or 1) whose tokens have the largest mean log-probability are returned, best
-        first.
-        """
-        if n is None and best_of is None:
-            stream = self.stream(prompt, params=params, prefill_progress=prefill_progress, **kwargs)
-            return exhaust(stream)
-        count, kept, kwargs = self._best_of(n, best_of, params, kwargs)
-        return best(self.generate_many([prompt], n=count, params=params, **kwargs), kept)
-
-    def _best_of(
-        self, n: int | None, best_of: int | None, params: GenerationParams | None, kwargs: dict[str, Any]
-    ) -> tuple[int, int | None, dict[str, Any]]:
-        """How many to generate, how many of them to keep (None: all, as they come), and with what."""
-        wanted = check_int("n", 1 if n is None else n, 1, self.engine.scheduler.max_running)
-        if best_of is None:
-            return wanted, None, kwargs
-        count = check_int("best_of", best_of, wanted, self.engine.scheduler.max_running)
-        if kwargs.get("logprobs", None if params is None else params.logprobs) is None:
-            kwargs = {**kwargs, "logprobs": 0}
-        return count, wanted, kwargs
-
-    def generate_many(
-        self,
-        prompts: Iterable[Prompt],
-        *,
-        params: GenerationParams | None = None,
-        n: int = 1,
-        **kwargs: Any,
-    ) -> list[Completion]:
-        """Generate for many prompts together; the results in their order, ``n`` for each prompt one after another.
-
-        The ``n`` answers of a prompt share its cells, and differ by seed: the given one, the next, and so on. When one
-        fails, the others are cancelled and its error is raised. Parameters as for ``stream``.
-        """
-        options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
-        settings = GenerationParams.from_kwargs(params, kwargs, where="generate_many()")
-        todo = self._all_tokens(prompts)
-        streams: list[Stream] = []
-        try:
-            for tokens in todo:
-                requests = self.engine.submit(tokens, settings, n=n, **options)
-                streams += [Stream(self.engine, request) for request in requests]
-            return [exhaust(stream) for stream in streams]
-        except BaseException:
-            for stream in streams:
-                stream.cancel()
-            for stream in streams:
-                stream.close()
-            raise
-
-    async def astream(
-        self, prompt: Prompt, *, params: GenerationParams | None = None, **kwargs: Any
-    ) -> AsyncIterator[Chunk]:
-        """``stream`` for asyncio: never blocks the event loop. Leaving the loop, or cancelling the task, ends it."""
-        async with self._async_stream(prompt, params, kwargs, "astream()") as stream:
-            async for chunk in stream:
-                yield chunk
-
-    @overload
-    async def agenerate(
-        self, prompt: Prompt, *, n: None = None, best_of: None = None, params: GenerationParams | None = None,
-        **kwargs: Any,
-    ) -> Completion: ...  # fmt: skip
-    @overload
-    async def agenerate(
-        self, prompt: Prompt, *, n: int | None = None, best_of: int | None = None,
-        params: GenerationParams | None = None, **kwargs: Any,
-    ) -> list[Completion]: ...  # fmt: skip
-    async def agenerate(
-        self,
-        prompt: Prompt,
-        *,
-        n: int | None = None,
-        best_of: int | None = None,
-        params: GenerationParams | None = None,
-        **kwargs: Any,
-    ) -> Completion | list[Completion]:
-        """``generate`` for asyncio: ``asyncio.gather`` over several of them is one batch."""
-        if n is None and best_of is None:
-            return (await self._async_stream(prompt, params, kwargs, "agenerate()").result()).completion()
-        count, kept, kwargs = self._best_of(n, best_of, params, kwargs)
-        return best(await self.agenerate_many([prompt], n=count, params=params, **kwargs), kept)
-
-    async def agenerate_many(
-        self, prompts: Iterable[Prompt], *, params: GenerationParams | None = None, n: int = 1, **kwargs: Any
-    ) -> list[Completion]:
-        """``generate_many`` for asyncio."""
-        options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
-        settings = GenerationParams.from_kwargs(params, kwargs, where="agenerate_many()")
-        todo = self._all_tokens(prompts)
-        streams: list[AsyncStream] = []
-        try:
-            for tokens in todo:
-                submit = functools.partial(self._submit_group, tokens, settings, n, options)
-                streams += AsyncStream.of_group(self.engine, submit)
-            return [(await stream.result()).completion() for stream in streams]
-        finally:
-            for stream in streams:
-                stream.cancel()
-
-    def _submit_group(
-        self,
-        tokens: npt.NDArray[np.int32],
-        settings: GenerationParams,
-        n: int,
-        options: dict[str, Any],
-        notify: Callable[[], None],
-    ) -> list[Request]:
-        return self.engine.submit(tokens, settings, n=n, notify=notify, **options)
-
-    def _async_stream(
-        self, prompt: Prompt, params: GenerationParams | None, kwargs: dict[str, Any], where: str
-    ) -> AsyncStream:
-        options = {name: kwargs.pop(name) for name in REQUEST_OPTIONS & kwargs.keys()}
-        settings = GenerationParams.from_kwargs(params, kwargs, where=where)
-        tokens = self._tokens(prompt)
-        return AsyncStream(
-            self.engine, lambda notify: self.engine.submit(tokens, settings, notify=notify, **options)[0]
-        )
-
-    def sequence(
-        self,
-        tokens: Prompt = (),
-        *,
-        owner: str | None = None,
-        priority: int = 0,
-        adapters: Adapters | None = None,
-    ) -> Sequence:
-        """A ``Sequence``: a token log to extend, fork, truncate, score and generate from. Text is tokenized first."""
-        none = hasattr(tokens, "__len__") and len(tokens) == 0
-        given = np.empty(0, dtype=np.int32) if none else self._tokens(tokens)
-        return Sequence(self.engine, given, owner=owner, priority=priority, adapters=adapters)
-
     def generate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows ``prompt``; nothing of the call is visible to the next one."""
         return exhaust(self.stream(prompt, max_tokens=max_tokens, **kwargs)).text
@@ -392,49 +190,51 @@ class LlamaRunner:
     def generate_stateful(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
         """The text that follows all earlier stateful prompts and answers, and now ``prompt``.
 
-        The conversation lives in the KV cache: only what is new is computed. ``clear_context()`` forgets it. After an
-        error, ContextOverflowError included, it is as it was before the call. A second thread gets ContextBusyError.
+        The conversation lives in the KV cache: only what is new is computed. ``clear_context()`` forgets it. Where it
+        would come to fill more than ``auto_gc`` of the context, its oldest turns are dropped first (``last_gc`` tells).
+        After an error, ContextOverflowError included, it is as it was before the call. A second thread gets
+        ContextBusyError.
         """
         params = kwargs.pop("params", None)
         settings = GenerationParams.from_kwargs(
             params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()"
         )
-        # one turn at a time, from reading the conversation to adding to it
-        if not self._turn.acquire(blocking=False):
-            raise ContextBusyError(
-                "another thread is in generate_stateful(): the conversation takes one turn at a time"
-            )
-        try:
-            new = self._tokens(prompt, add_special=not self._conversation)
-            tokens = np.concatenate([np.asarray(self._conversation, dtype=np.int32), new])
-            completion = exhaust(Stream(self.engine, self.engine.submit(tokens, settings)[0]))
-            self._conversation = [*tokens.tolist(), *completion.tokens.tolist()]
-            self._pinned = self.engine.pin(np.asarray(self._conversation, dtype=np.int32), self._pinned)
+        with self._stateful as log:
+            turn = self._next_turn(log, prompt)
+            completion = exhaust(Stream(self.engine, self.engine.submit(turn.tokens, settings)[0]))
+            self._end_turn(log, turn, completion)
             return completion.text
-        finally:
-            self._turn.release()
 
-    def _tokens(self, prompt: Prompt, add_special: bool = True) -> npt.NDArray[np.int32]:
-        self._check_open()
-        vocab = self.model.vocab
-        if isinstance(prompt, Sequence):
-            prompt = prompt.tokens
-        if isinstance(prompt, (str, bytes)):
-            tokens = vocab.tokenize(prompt, add_special=add_special, parse_special=False)
-        else:
-            tokens = as_tokens(prompt, vocab.n_tokens)
-        if len(tokens) == 0:
-            raise InvalidArgumentError(
-                "the prompt is empty: there is nothing to continue; pass at least one token"
-            )
-        return tokens
+    async def agenerate_stateless(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
+        """``generate_stateless`` for asyncio."""
+        out: Completion = await self.agenerate(prompt, max_tokens=max_tokens, **kwargs)
+        return out.text
 
-    def _all_tokens(self, prompts: Iterable[Prompt]) -> list[npt.NDArray[np.int32]]:
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
-            raise ArgumentTypeError(
-                f"prompts is an iterable of prompts, not {prompts!r:.60}: generate() takes one"
+    async def agenerate_stateful(self, prompt: Prompt, max_tokens: int | None = 256, **kwargs: Any) -> str:
+        """``generate_stateful`` for asyncio."""
+        params = kwargs.pop("params", None)
+        settings = GenerationParams.from_kwargs(
+            params, {"max_tokens": max_tokens, **kwargs}, where="agenerate_stateful()"
+        )
+        with self._stateful as log:
+            turn = self._next_turn(log, prompt)
+            stream = AsyncStream(
+                self.engine, lambda notify: self.engine.submit(turn.tokens, settings, notify=notify)[0]
             )
-        return [self._tokens(prompt) for prompt in prompts]
+            completion = (await stream.result()).completion()
+            await asyncio.to_thread(self._end_turn, log, turn, completion)
+            return completion.text
+
+    def _next_turn(self, log: StatefulLog, prompt: Prompt) -> StatefulTurn:
+        """The conversation with one more prompt, without its oldest turns where it would be too long."""
+        new = self._tokens(prompt, add_special=len(log) == 0)
+        if self.auto_gc is None:
+            return log.with_prompt(new)
+        return log.with_prompt(new, most=int(self.auto_gc * self.context.n_ctx))
+
+    def _end_turn(self, log: StatefulLog, turn: StatefulTurn, completion: Completion) -> None:
+        log.commit(turn, completion.tokens)
+        self.last_gc = turn.receipt or self.last_gc
 
     # --- chat
 
@@ -457,6 +257,37 @@ class LlamaRunner:
         self._sessions.add(made)
         return made
 
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tools: Tools | None = None,
+        adapters: Adapters | None = None,
+        kv: bool = True,
+    ) -> Session:
+        """A session that ``Session.save`` wrote: it goes on as if it had never been away.
+
+        Nothing is used before it is verified: the file by its checksum, the state by model, tokens and a row of logits.
+        ``kv=False`` takes the messages alone, and another model may compute them anew. ``tools`` in place of the saved
+        descriptions, which nobody can call. Raises StateError, StorageError.
+        """
+        self._check_open()
+        template = self._chat_template() if self.model.chat_template() else None
+        made = Session.load(path, self.engine, template=template, tools=tools, adapters=adapters, kv=kv)
+        self._sessions.add(made)
+        return made
+
+    async def aload_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tools: Tools | None = None,
+        adapters: Adapters | None = None,
+        kv: bool = True,
+    ) -> Session:
+        """``load_session`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.load_session(path, tools=tools, adapters=adapters, kv=kv))
+
     def _chat_template(self, template: str | ChatTemplate | None = None) -> ChatTemplate:
         self._check_open()
         if isinstance(template, ChatTemplate):
@@ -469,14 +300,19 @@ class LlamaRunner:
             return self._template
 
     def apply_chat_template(
-        self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
+        self,
+        messages: abc.Sequence[Mapping[str, Any]],
+        *,
+        template: str | ChatTemplate | None = None,
+        add_generation_prompt: bool = True,
+        **kwargs: Any,
     ) -> str:
-        """Render OpenAI-style messages with the model's own chat template; see ``core.ChatTemplate.apply``.
+        """Render OpenAI-style messages with the model's own chat template, or another; see ``ChatTemplate.apply``.
 
         The text holds special tokens: give it to ``generate`` as ``chat_tokens(messages)``, not as a string.
         """
-        template = self._chat_template()
-        return template.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+        chosen = self._chat_template(template)
+        return chosen.apply(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def chat_tokens(
         self, messages: abc.Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **kwargs: Any
@@ -488,17 +324,21 @@ class LlamaRunner:
     # --- the context
 
     def get_context_info(self) -> ContextInfo:
-        """How full the context is, in all and for each sequence that holds something."""
+        """How full the context is, in all, for each sequence and each session, and which prefixes would go first."""
         self._check_open()
         with self.engine.paused() as context:
             memory = context.memory
+            sessions = tuple(session.info() for session in self._sessions if session.n_tokens)
+            going = tuple(self.engine.next_to_go())
             ends = {seq: memory.seq_pos_max(seq) + 1 for seq in range(context.n_seq_max)}
             sequences = tuple(
                 SequenceInfo(seq, memory.seq_pos_min(seq), end - 1, end) for seq, end in ends.items() if end
             )
             if self.model.is_recurrent:  # a state a sequence, however long it is
-                return ContextInfo(context.n_seq_max, len(sequences), context.n_seq_max, sequences)
-            return ContextInfo(context.n_ctx, memory.n_used, context.n_seq_max, sequences)
+                used, cells = len(sequences), context.n_seq_max
+            else:
+                used, cells = memory.n_used, context.n_ctx
+            return ContextInfo(cells, used, context.n_seq_max, sequences, sessions, going)
 
     def kv_map(self) -> KvMap:
         """Who owns each cell of the KV memory, and since when it has not been of use."""
@@ -514,10 +354,48 @@ class LlamaRunner:
     def clear_context(self) -> None:
         """Forget the conversation of ``generate_stateful`` and every cached prompt; generations under way go on."""
         self._check_open()
-        if not self._turn.locked():
-            self._conversation = []
-            self._pinned = self.engine.pin(np.empty(0, dtype=np.int32), self._pinned)
+        if not self._stateful.busy:
+            self._stateful.clear()
         self.engine.clear()
+
+    def gc_context(self, target: float = 0.5, *, policy: GcPolicy = "oldest") -> Receipt:
+        """Make room: until at most ``target`` of the context is used, or nothing more may go.
+
+        First the prefixes that nobody uses leave the KV memory, the least recently used first, for host memory and disk
+        where there is room: they come back when they are asked for. With the policy ``"oldest"`` the oldest turns of
+        ``generate_stateful`` go as well, where that is not enough; with ``"idle"`` they do not. Sessions stay:
+        each has its own ``gc``. The receipt counts cells. Takes up to a step of what runs.
+        """
+        check_float("target", target, 0.0, 1.0)
+        check_choice("policy", policy, ("oldest", "idle"))
+        self._check_open()
+        most = int(target * self.context.n_ctx)
+        before, after = self.engine.evict_down_to(most)
+        reason = f"{before - after} cells of idle prefixes were evicted"
+        if policy == "oldest" and after > most and not self._stateful.busy:
+            with self._stateful as log:
+                if log.drop_oldest(max(0, len(log) - (after - most))):
+                    reason += ", and the oldest turns of the conversation were dropped"
+            after = self.engine.evict_down_to(most)[1]
+        if after > most:
+            reason += "; what is left is in use, or pinned"
+        return Receipt("gc", before, after, after, before - after, reason=reason)
+
+    async def agc_context(self, target: float = 0.5, *, policy: GcPolicy = "oldest") -> Receipt:
+        """``gc_context`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.gc_context(target, policy=policy))
+
+    async def aget_context_info(self) -> ContextInfo:
+        """``get_context_info`` for asyncio."""
+        return await asyncio.to_thread(self.get_context_info)
+
+    async def aclear_context(self) -> None:
+        """``clear_context`` for asyncio."""
+        await asyncio.to_thread(self.clear_context)
+
+    async def akv_map(self) -> KvMap:
+        """``kv_map`` for asyncio."""
+        return await asyncio.to_thread(self.kv_map)
 
     # --- lifetime
 

@@ -8,21 +8,31 @@ from typing import Any, Never
 
 from llama_runner._syntax import MAX_DEPTH, deepest_json
 
-__all__ = ["compact", "parse_object", "shown"]
+__all__ = ["compact", "parse_object", "read_object", "shown"]
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The object that a model meant by ``text``. Raises ValueError with a reason.
+
+    None at all (no text, ``null``) is an empty one, and one that was written as a JSON string is read too: small models
+    do that.
+    """
+    value = _parse(text) if text.strip() else None
+    if isinstance(value, str):
+        value = _parse(value)
+    return {} if value is None else _object(value)
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """The object that ``text`` is; none at all (no text, ``null``) is an empty one. Raises ValueError with a reason.
+    """The object that ``text`` is. Raises ValueError with a reason.
 
-    An object that was written as a JSON string is read too: small models do that. What llama.cpp's JSON parser would
-    refuse or misread once the call is part of the conversation is refused here: NaN, numbers beyond a double,
-    characters that no text has, more than 200 levels.
+    What llama.cpp's JSON parser would refuse or misread once the call is part of the conversation is refused here: NaN,
+    numbers beyond a double, characters that no text has, more than 200 levels.
     """
-    value = _parse(text)
-    if isinstance(value, str):
-        value = _parse(value)
-    if value is None:
-        return {}
+    return _object(_parse(text))
+
+
+def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"it is {_KINDS[type(value)]}, not an object")
     return value
@@ -34,8 +44,6 @@ _KINDS = {
 
 
 def _parse(text: str) -> Any:
-    if not text.strip():
-        return None
     if deepest_json(text) > MAX_DEPTH:
         raise ValueError(f"it nests more than {MAX_DEPTH} levels")
     try:

@@ -22,6 +22,7 @@ _INLINE_CHARS = 200
 _MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 _SINGLE = ("items", "additionalProperties", "not", "contains", "propertyNames")
+_AWKWARD = re.compile(r'[\]\\^"\-\x00-\x1f]')
 _FORMATS = {
     "date-time": ("a date and time", "2025-01-31T12:00:00Z"),
     "date": ("a date", "2025-01-31"),
@@ -261,6 +262,8 @@ def plain(schema: Schema) -> Schema:
         if isinstance(node.get("title"), str):
             del node["title"]
         node.pop("discriminator", None)
+        if node.get("additionalProperties") is True and "properties" not in node:  # not all versions say so
+            del node["additionalProperties"]
     return schema
 
 
@@ -323,6 +326,6 @@ def offered(schema: Schema) -> Schema:
                 name: {} if item is True else item for name, item in node["properties"].items()
             }
             # a grammar cannot tell other names from such a one; it then allows no others
-            if any(re.search(r'[\]\\^"\-\x00-\x1f]', name) for name in node["properties"]):
+            if any(_AWKWARD.search(str(name)) for name in node["properties"]):
                 node.pop("additionalProperties", None)
     return schema

@@ -261,9 +261,9 @@ def hints_of(function: Any, signature: inspect.Signature, tool: str) -> dict[str
 
     carrier.__annotations__ = texts
     module = sys.modules.get(getattr(inner, "__module__", None) or "")
-    names: dict[str, Any] = getattr(inner, "__globals__", None) or vars(module or object())
-    # types of the function that the tool is made in, and our own where it is imported for type checkers alone
-    for scope in ({}, {"ToolContext": ToolContext} | _locals_of_caller() | _closure(inner)):
+    names: dict[str, Any] = getattr(inner, "__globals__", None) or (vars(module) if module else {})
+    # types of the function around, and our own where it is imported for type checkers alone
+    for scope in ({}, {"ToolContext": ToolContext} | _locals_around(inner) | _closure(inner)):
         try:
             return typing.get_type_hints(carrier, names, scope, include_extras=True)
         except NameError as problem:
@@ -281,12 +281,15 @@ def _closure(function: Any) -> dict[str, Any]:
         return {}
 
 
-def _locals_of_caller() -> dict[str, Any]:
-    """The local names of whoever called into this package."""
-    frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("llama_runner."):
+def _locals_around(function: Any) -> dict[str, Any]:
+    """The local names of the function that ``function`` was written in, as long as that one runs."""
+    around = getattr(function, "__qualname__", "").rpartition(".<locals>")[0]
+    frame: Any = sys._getframe() if around else None
+    while frame is not None:
+        if frame.f_code.co_qualname == around and frame.f_globals is getattr(function, "__globals__", None):
+            return dict(frame.f_locals)
         frame = frame.f_back
-    return dict(frame.f_locals)
+    return {}
 
 
 def is_context(hint: Any) -> bool:

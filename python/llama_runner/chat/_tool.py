@@ -203,7 +203,7 @@ class Tool:
         }
         return {"type": "function", "function": function}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """What the function returns: nothing is checked, and no context given."""
         if self.call is None:
             raise ToolDefinitionError(f"the tool {self.name} is a description alone: it has nothing to call")

@@ -50,7 +50,8 @@ def run_call(
     ToolCancelledError once ``context.cancelled`` is set, and a ToolResultError for what cannot be written. Text longer
     than ``max_result_chars`` loses its middle. Raises InvalidArgumentError for a tool that has nothing to call.
     """
-    return _Thread(_Call(call, timeout, context, max_result_chars)).wait()
+    made = _Call(call, timeout, context, max_result_chars)
+    return made.not_run() or _Thread(made).wait()
 
 
 async def arun_call(
@@ -66,7 +67,9 @@ async def arun_call(
     thread is the user's, and is raised.
     """
     made = _Call(call, timeout, context, max_result_chars)
-    return await (_on_loop(made, made.started) if call.tool.is_async else _beside_loop(made))
+    return made.not_run() or await (
+        _on_loop(made, made.started) if call.tool.is_async else _beside_loop(made)
+    )
 
 
 def run_calls(
@@ -86,8 +89,9 @@ def run_calls(
     try:
         if not parallel:
             return [run_call(call, context=context, max_result_chars=max_result_chars) for call in calls]
-        threads = [_Thread(_Call(call, None, context, max_result_chars)) for call in calls]
-        return [thread.wait() for thread in threads]
+        made = [_Call(call, None, context, max_result_chars) for call in calls]
+        started = [call.not_run() or _Thread(call) for call in made]
+        return [item.wait() if isinstance(item, _Thread) else item for item in started]
     except BaseException:  # Ctrl-C while waiting for one of them
         context.cancelled.set()
         raise
@@ -176,12 +180,12 @@ class _Call:
         self, call: ValidatedCall, timeout: float | None, context: ToolContext | None, max_result_chars: int
     ):
         _check_call(call)
+        self.begin = time.monotonic()
         self.call = call
         self.name = call.tool.name
         self.max_chars = _check_max_chars(max_result_chars)
         limits = [limit for limit in (_deadline(timeout), _deadline(call.tool.timeout)) if limit is not None]
         self.context = _check_context(context).for_call(call.call.id, min(limits, default=None))
-        self.begin = time.monotonic()
 
     @property
     def remaining(self) -> float | None:
@@ -194,22 +198,33 @@ class _Call:
         args, kwargs = self.call.tool.signature.bind(self.call.arguments, self.context)
         return self.call.tool(*args, **kwargs)
 
+    def not_run(self) -> ToolResult | None:
+        """The result of a call that is not to be started: cancelled before, or without any time."""
+        if self.context.cancelled.is_set():
+            return self.given_up()
+        if self.remaining == 0:
+            return self.failed(ToolTimeoutError(f"{self.name} was not run: no time was left", self.name))
+        return None
+
     def ended(self, value: Any, error: BaseException | None) -> ToolResult:
         """The result of a tool that returned or raised."""
         self.context.cancelled.unlink()
+        if error is not None:
+            return self.failed(self.failure(error))
         seconds = time.monotonic() - self.begin
-        if error is None:
-            return ToolResult.from_value(value, self.call.call.id, self.name, seconds, self.max_chars)
-        return ToolResult.from_error(self.failure(error), self.call.call.id, self.name, seconds)
+        return ToolResult.from_value(value, self.call.call.id, self.name, seconds, self.max_chars)
 
     def given_up(self) -> ToolResult:
-        """The result of a tool that is not waited for any more, which it is told."""
+        """The result of a tool that is not waited for any more, or that ended since it was told so."""
         if self.context.cancelled.is_set():
-            error: ToolError = ToolCancelledError(f"{self.name} was cancelled", self.name)
-        else:
-            limit = max(0.0, (self.context.deadline or self.begin) - self.begin)
-            error = ToolTimeoutError(f"{self.name} did not answer within {limit:.3g} s", self.name)
+            return self.failed(ToolCancelledError(f"{self.name} was cancelled", self.name))
+        limit = max(0.0, (self.context.deadline or self.begin) - self.begin)
+        result = self.failed(ToolTimeoutError(f"{self.name} did not answer within {limit:.3g} s", self.name))
         self.stop()
+        return result
+
+    def failed(self, error: ToolError) -> ToolResult:
+        self.context.cancelled.unlink()
         return ToolResult.from_error(error, self.call.call.id, self.name, time.monotonic() - self.begin)
 
     def stop(self) -> None:
@@ -219,9 +234,13 @@ class _Call:
     def failure(self, error: BaseException) -> ToolError:
         if isinstance(error, asyncio.CancelledError):
             return ToolCancelledError(f"{self.name} cancelled itself", self.name)
+        text = _traceback(error)
+        if isinstance(error, ToolError):  # says itself what the model is to be told
+            error.tool = error.tool or self.name
+            return error
         told = first_line(error)
         return ToolFailedError(
-            f"{self.name} raised {told}", self.name, f"Error: {self.name}: {told}", error, _traceback(error)
+            f"{self.name} raised {told}", self.name, f"Error: {self.name}: {told}", error, text
         )
 
 
@@ -237,7 +256,7 @@ class _Thread:
         self.own_loop = own_loop
         self.lock = threading.Lock()
         self.woken = threading.Event()
-        self.done = self.abandoned = False
+        self.done = self.abandoned = self.cancelled = False
         self.value: Any = None
         self.error: BaseException | None = None
         target = functools.partial(contextvars.copy_context().run, self.run)
@@ -253,10 +272,8 @@ class _Thread:
                 value, error = asyncio.run(self.awaited(value))
             else:
                 error = None
-        except (
-            BaseException
-        ) as problem:  # SystemExit and KeyboardInterrupt are the tool's: no signal comes here
-            value, error = None, problem
+        except BaseException as problem:
+            value, error = None, problem  # KeyboardInterrupt too: no signal comes to a thread
         self.finish(value, error)
 
     async def awaited(self, value: Awaitable[Any]) -> tuple[Any, BaseException | None]:
@@ -270,8 +287,9 @@ class _Thread:
     def finish(self, value: Any, error: BaseException | None) -> None:
         with self.lock:
             self.done, self.value, self.error = True, value, error
-            if self.abandoned and inspect.iscoroutine(value):
-                value.close()  # nobody will await it
+            self.cancelled = self.call.context.cancelled.is_set()
+            if self.abandoned or self.cancelled:
+                _close(value)
         with _abandoned_lock:
             _abandoned.discard(self)
         self.woken.set()
@@ -283,7 +301,8 @@ class _Thread:
         try:
             self.woken.wait(self.call.remaining)
         except BaseException:
-            self.abandon()
+            self.leave()
+            self.call.stop()
             raise
         finally:
             unsubscribe()
@@ -291,22 +310,18 @@ class _Thread:
 
     def outcome(self) -> ToolResult:
         """The result as of now; a tool that is not done is given up."""
-        with self.lock:
-            done = self.done
-        if done:
-            return self.call.ended(self.value, self.error)
-        result = self.call.given_up()
-        self.abandon()
-        return result
+        if self.leave() or self.cancelled:
+            return self.call.given_up()
+        return self.call.ended(self.value, self.error)
 
-    def abandon(self) -> None:
-        """Count the thread as left behind, if it still runs, and have the tool told."""
+    def leave(self) -> bool:
+        """Wait no more: whether the thread still ran, and is left behind, now or before."""
         with self.lock:
-            self.abandoned = True
-            if not self.done:
+            if not self.done and not self.abandoned:
+                self.abandoned = True
                 with _abandoned_lock:
                     _abandoned.add(self)
-        self.call.stop()
+            return self.abandoned
 
 
 async def _beside_loop(call: _Call) -> ToolResult:
@@ -317,9 +332,11 @@ async def _beside_loop(call: _Call) -> ToolResult:
     try:
         await _woken(woken, wake, call)
     except BaseException:
-        thread.abandon()
+        thread.leave()
+        _close(thread.value)
+        call.stop()
         raise
-    if thread.done and thread.error is None and inspect.isawaitable(thread.value):
+    if not thread.leave() and not thread.cancelled and inspect.isawaitable(thread.value):
         return await _on_loop(call, lambda: thread.value)
     return thread.outcome()
 
@@ -328,14 +345,21 @@ async def _on_loop(call: _Call, make: Callable[[], Awaitable[Any]]) -> ToolResul
     """Run what ``make`` makes as a task of this loop."""
     task = asyncio.ensure_future(_guarded(make))
     woken = asyncio.Event()
-    task.add_done_callback(lambda _: woken.set())
+    cancelled = False
+
+    def done(_: object) -> None:
+        nonlocal cancelled
+        cancelled = call.context.cancelled.is_set()
+        woken.set()
+
+    task.add_done_callback(done)
     try:
         await _woken(woken, _on(asyncio.get_running_loop(), woken.set), call)
     except BaseException:
         call.stop()
         await _cancel(task)
         raise
-    if not task.done():
+    if cancelled or not task.done():
         result = call.given_up()
         await _cancel(task)
         return result
@@ -388,6 +412,12 @@ def _on(loop: asyncio.AbstractEventLoop, function: Callable[[], object]) -> Call
             pass
 
     return call
+
+
+def _close(value: Any) -> None:
+    """Close a coroutine that nobody will await."""
+    if inspect.iscoroutine(value):
+        value.close()
 
 
 def _forget(task: object) -> None:

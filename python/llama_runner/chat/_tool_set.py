@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
-from llama_runner.chat._json import compact, parse_object, shown
+from llama_runner.chat._json import compact, read_object, shown
 from llama_runner.chat._problems import argument_error
 from llama_runner.chat._schemas import example
 from llama_runner.chat._tool import Tool
@@ -137,7 +137,7 @@ class ToolSet(Mapping[str, Tool]):
             raise ToolArgumentError(self.no_such_tool(call.name), call.name)
         schema = found.parameters
         try:
-            arguments = parse_object(call.arguments)
+            arguments = read_object(call.arguments)
         except ValueError as problem:
             raise ToolArgumentError(
                 f"{found.name}: the arguments are no JSON object: {problem}",

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from llama_runner._check import check_text
-from llama_runner.chat._json import compact, parse_object
+from llama_runner.chat._json import compact, parse_object, read_object
+from llama_runner.chat._results_json import clean
 from llama_runner.chat._tool_results import ToolResult
 from llama_runner.chat_types import ChatMessage, ToolCall
 from llama_runner.errors import LlamaRunnerError, MessageError
@@ -45,19 +46,21 @@ def check_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
 
 
 def readable_arguments(text: str) -> str:
-    """``text`` where it is the JSON text of an object; else that of an object that holds it: ``{"arguments": text}``.
+    """``text`` where it is the JSON text of an object, and what it was understood as by ``ToolSet.validate`` where not.
 
-    A conversation holds calls whose arguments can be read alone: many templates read them. This puts one that cannot be
-    read into it, so that the model sees what it wrote beside what was wrong with it.
+    What cannot be understood is put into an object, ``{"arguments": text}``: a conversation holds calls alone whose
+    arguments can be read, since many templates read them, and the model is to see what it wrote.
     """
     try:
-        if text.strip() and isinstance(json.loads(text), dict):
-            parse_object(text)
-            return text
-    except (ValueError, RecursionError):
+        check_text("arguments", text)
+        parse_object(text)
+        return text
+    except ValueError:
         pass
-    cleaned = "".join("\ufffd" if c == "\0" or "\ud800" <= c <= "\udfff" else c for c in text)
-    return compact({"arguments": cleaned}) if cleaned.strip() else "{}"
+    try:
+        return compact(read_object(text))
+    except ValueError:
+        return compact({"arguments": clean(text)})
 
 
 class _Conversation:
@@ -217,16 +220,16 @@ class _Conversation:
     def arguments(self, where: str, given: Any) -> str:
         try:
             text = "{}" if given is None else given if isinstance(given, str) else _dumped(given)
-            if isinstance(given, str):
-                check_text("the text", given)
-            if text.strip() and not isinstance(json.loads(text), dict):
-                raise ValueError("it is no object")
+            check_text("the text", text)
+            if not text.strip():
+                return "{}"
             parse_object(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise self.problem(
-                f"{where}: the arguments are the JSON text of an object: {error}; readable_arguments() wraps others"
+                f"{where}: the arguments are the JSON text of an object: {error}; "
+                "readable_arguments() wraps what is none"
             ) from None
-        return text if text.strip() else "{}"
+        return text
 
     def answer(self, checked: dict[str, Any]) -> None:
         """The call that this result is of; it is not open any more."""
@@ -241,10 +244,9 @@ class _Conversation:
                 raise self.problem(f"it has no tool_call_id, and several calls are open: {self.listed()}")
             found = self.open[0]
         else:
-            # an id that was there twice stands for its calls in their order
-            matching = next((item for item in self.open if item[1] == called), None) or next(
-                (item for item in self.open if item[0] == called), None
-            )
+            # as it was given, before as it is here; an id that was given twice stands for its calls in their order
+            by_both = [item for place in (0, 1) for item in self.open if item[place] == called]
+            matching = next(iter(by_both), None)
             if matching is None:
                 raise self.problem(f"no call has the tool_call_id {_cut(called)}; open are {self.listed()}")
             found = matching

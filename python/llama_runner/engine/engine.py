@@ -39,7 +39,7 @@ from llama_runner.errors import (
     LlamaRuntimeError,
 )
 from llama_runner.params import GenerationParams
-from llama_runner.results import Explanation
+from llama_runner.results import Explanation, IdlePrefix
 
 __all__ = ["Adapters", "Engine", "LogitsProcessor"]
 
@@ -527,6 +527,57 @@ class Engine:
                     pinned = node.pins > 0
                     owners[seq_id] = Owner("prefix", None, None, node.end, now - node.used_at, pinned)
             return KvMap(tuple(context.memory.cells()), owners)
+
+    def export(self, tokens: Tokens, *, adapters: Adapters | None = None) -> bytes:
+        """The state of cached tokens, as bytes for ``adopt``, in this process or another; computes them where needed.
+
+        Raises StateError for a memory whose state cannot be saved, ContextOverflowError.
+        """
+        key = self.prefix_key(adapters)
+        for _ in range(3):  # in between, they may have been evicted
+            request = self.feed(tokens, adapters=adapters)
+            while not request.ended:
+                request.chunk()
+            with self.paused():
+                blob = self.residency.export(tokens, key)
+            if blob is not None:
+                return blob
+        raise ContextOverflowError(
+            f"the {len(tokens)} tokens do not stay in the cache for as long as it takes to save them: "
+            f"n_ctx={self.context.n_ctx} is too small for all that runs",
+            len(tokens),
+            self.context.n_ctx,
+        )
+
+    def adopt(self, tokens: Tokens, blob: bytes | memoryview, *, adapters: Adapters | None = None) -> bool:
+        """Have a saved state in the cache; False where there is no room. StateError for one that does not fit."""
+        key = self.prefix_key(adapters)
+        with self.paused():
+            return self.residency.adopt(tokens, blob, key)
+
+    def next_to_go(self, most: int = 32) -> list[IdlePrefix]:
+        """Prefixes that nobody uses, the least recently used first; at most ``most`` of them."""
+        with self.paused():
+            now = time.monotonic()
+            found = []
+            for node in self.residency.leaves()[:most]:
+                tail = self.vocab.detokenize(node.tokens[-16:], unparse_special=True)
+                found.append(IdlePrefix(node.end, len(node.tokens), now - node.used_at, tail[-60:]))
+            return found
+
+    def evict_down_to(self, cells: int) -> tuple[int, int]:
+        """Evict prefixes that nobody uses until at most ``cells`` are used; cells used before and after."""
+        with self.paused():
+            before = after = self.scheduler.cells_used()
+            while after > cells and self.residency.evict_one():
+                after = self.scheduler.cells_used()
+            return before, after
+
+    def forget(self, tokens: Tokens, *, adapters: Adapters | None = None) -> None:
+        """Let go of what is cached of ``tokens`` and of nothing else."""
+        key = self.prefix_key(adapters)
+        with self.paused():
+            self.residency.forget(tokens, key)
 
     def clear(self) -> None:
         """Forget every prefix that no request uses and nothing pins, in every tier."""

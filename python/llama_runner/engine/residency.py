@@ -15,7 +15,7 @@ import numpy.typing as npt
 from llama_runner.core import Context
 from llama_runner.engine.prefix import Match, Node, PrefixCache, Stored
 from llama_runner.engine.tiers import OnDisk, Tiers
-from llama_runner.errors import LlamaRunnerError
+from llama_runner.errors import LlamaRunnerError, StateError
 
 __all__ = ["Attached", "CacheCounters", "Residency"]
 
@@ -316,6 +316,53 @@ class Residency:
             if ends and seq_id not in self.busy and self.memory.seq_pos_max(seq_id) + 1 not in ends:
                 self.counters.damaged += 1
                 self.release(seq_id)
+
+    # --- states from and for outside
+
+    def export(self, tokens: Tokens, key: Hashable) -> bytes | None:
+        """The state of a sequence of exactly these tokens, in ``core``'s container; None where they are not cached."""
+        seq_id = self.take_seq()
+        if seq_id is None:
+            return None
+        try:
+            attach = self._attach_parts if self.parts else self._attach_whole
+            held, _ = attach(self.tree.match(tokens, key), seq_id, len(tokens))
+            return self.context.state_seq_get(seq_id, tokens=tokens) if held == len(tokens) else None
+        finally:
+            self.release(seq_id)
+
+    def adopt(self, tokens: Tokens, blob: bytes | memoryview, key: Hashable) -> bool:
+        """Make a saved state of ``tokens`` part of the tree; False where there is no room for it.
+
+        Raises StateError for one that is damaged, or of other tokens; nothing has changed then.
+        """
+        if self.parts:
+            while self.memory.n_used + len(tokens) > self.memory.n_cells:
+                if not self.evict_one():
+                    return False
+        seq_id = self.take_seq()
+        if seq_id is None:
+            return False
+        try:
+            found = self.context.state_seq_set(seq_id, blob)
+            if found is None or not np.array_equal(found, tokens):
+                raise StateError("the saved state is one of other tokens")
+        except BaseException:
+            self.release(seq_id)
+            raise
+        self.settle(seq_id, tokens, key)
+        return True
+
+    def forget(self, tokens: Tokens, key: Hashable) -> None:
+        """Let go of what is cached of ``tokens`` and of nothing else, from their end up to where others begin."""
+        found = self.tree.match(tokens, key)
+        node = found.node if found.inside == len(found.node.tokens) else None
+        while node is not None and node.parent is not None:
+            parent = node.parent
+            if node not in self.leaves():
+                return
+            self.evict(node, keep=False)
+            node = parent
 
     # --- making room
 

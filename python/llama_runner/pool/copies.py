@@ -135,7 +135,7 @@ def without(copies: list[Copy], others: list[Copy]) -> list[Copy]:
 
 def conversation_of(runner: Runner) -> npt.NDArray[np.int32]:
     """The tokens of its ``generate_stateful``."""
-    return np.asarray(runner._conversation, dtype=np.int32)
+    return runner._conversation if isinstance(runner, WorkerRunner) else runner._stateful.tokens
 
 
 def resume(runner: Runner, conversation: npt.NDArray[np.int32]) -> None:
@@ -143,4 +143,4 @@ def resume(runner: Runner, conversation: npt.NDArray[np.int32]) -> None:
     if isinstance(runner, WorkerRunner):
         runner._conversation = conversation
     else:
-        runner._conversation = conversation.tolist()
+        runner._stateful.restore(conversation)

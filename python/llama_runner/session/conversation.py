@@ -25,6 +25,7 @@ from llama_runner.errors import (
     UnknownMessageError,
 )
 from llama_runner.receipts import MessagePlan, Plan, Receipt
+from llama_runner.results import SessionInfo
 from llama_runner.session.collect import KEPT, fewest_dropped
 from llama_runner.session.message import Branch, Message, Node, branch_tree, is_above, path_to
 from llama_runner.session.rendering import Options, Renderer
@@ -106,6 +107,14 @@ class Conversation:
         view.flags.writeable = False
         return view
 
+    def info(self) -> SessionInfo:
+        """How much of it the cache holds now."""
+        held = 0
+        if len(self._log):
+            found = self.engine.foresee(self._log, generates=False, adapters=self.adapters)
+            held = found.cached_tokens - found.restored_tokens
+        return SessionInfo(len(self), self.n_tokens, held, time.monotonic() - self.used_at, self.owner)
+
     def _dicts(self) -> list[Mapping[str, Any]]:
         return [node.message.data for node in path_to(self._head)]
 
@@ -155,10 +164,10 @@ class Conversation:
         if not dicts:
             return NONE
         try:
-            prompt = self._renderer.render(dicts, self.options, add_generation_prompt=replies_to(dicts))
+            text = self._renderer.text(dicts, self.options, replies_to(dicts))
         except InvalidArgumentError:
             return NONE
-        return self._renderer.tokens(prompt.prompt)
+        return self._renderer.tokens(text)
 
     def plan(self, messages: Iterable[Mapping[str, Any]] | None = None) -> Plan:
         """What a reply would compute: of the conversation as it is, or of ``messages`` in its place. Changes nothing.
@@ -171,7 +180,7 @@ class Conversation:
             dicts = self._dicts() if messages is None else check_messages(messages)
             if not dicts:
                 raise InvalidArgumentError("the conversation is empty: there is nothing to plan")
-            text = self._renderer.render(dicts, self.options).prompt
+            text = self._renderer.text(dicts, self.options, True)
             tokens = self._renderer.tokens(text)
         spans = self._renderer.spans(dicts, text, tokens)
         explanation = self.engine.foresee(tokens, adapters=self.adapters)
@@ -193,7 +202,8 @@ class Conversation:
         """
         with self._taken():
             head, tokens = self._synced(messages)
-            computed = 0 if len(tokens) == 0 else self._wait(self._feed(tokens))
+            # the last one the reply has to compute itself
+            computed = 0 if len(tokens) < 2 else self._wait(self._feed(tokens[:-1]))
             return self._set(head, tokens, "sync", computed=computed)
 
     def _synced(self, messages: Iterable[Mapping[str, Any]]) -> tuple[Node | None, Tokens]:
@@ -214,15 +224,15 @@ class Conversation:
         return head, tokens
 
     def _feed(self, tokens: Tokens, **options: Any) -> Request:
-        """Read tokens into the cache, but for the last, which the reply has to compute itself."""
+        """Read tokens into the cache."""
         options = {"owner": self.owner, "priority": self.priority, "adapters": self.adapters, **options}
-        return self.engine.feed(tokens[: max(1, len(tokens) - 1)], **options)
+        return self.engine.feed(tokens, **options)
 
     def _wait(self, request: Request) -> int:
         with Stream(self.engine, request) as stream:
             for _ in stream:
                 pass
-        return request.usage().computed_tokens
+        return int(request.job.progress["n_computed"])
 
     def rollback(self, to: str | Message | None) -> Receipt:
         """Go back to where ``to`` was the last message; None for before the first. What came after it is a branch."""
@@ -381,12 +391,12 @@ class Conversation:
             before = self._dicts()
             if messages is not None:
                 dicts = check_messages([*before, *messages])
-                tokens = self._tokens_of(dicts)
+                tokens = self._tokens_of(dicts)[:-1]  # the reply computes the last one itself
             else:
                 tokens = self._due(before)
             if len(tokens) > self._most():
                 raise self._too_long(len(tokens))
-        if len(tokens) < 2:
+        if len(tokens) == 0:
             return Warmup(self, None, 0)
         chosen = self.priority - 1 if priority is None else priority
         return Warmup(self, self._feed(tokens, priority=chosen), len(tokens))
@@ -402,10 +412,10 @@ class Conversation:
                 else [{"role": "user", "content": filler}]
             )
             try:
-                prompt = self._renderer.render([*before, *due], self.options)
+                text = self._renderer.text([*before, *due], self.options, True)
             except InvalidArgumentError:
                 return NONE
-            found.append(self._renderer.tokens(prompt.prompt))
+            found.append(self._renderer.tokens(text))
         return found[0][: common_length(*found)]
 
     # --- room
@@ -485,7 +495,7 @@ class Warmup:
             with Stream(self._engine, self._request) as stream:
                 for _ in stream:
                     pass
-        return self._request.usage().computed_tokens
+        return int(self._request.job.progress["n_computed"])
 
     def cancel(self) -> None:
         """End it; what was read stays in the cache."""

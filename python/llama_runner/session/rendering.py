@@ -17,6 +17,7 @@ __all__ = ["Options", "Renderer", "common_bytes"]
 
 Tokens = npt.NDArray[np.int32]
 Messages = Sequence[Mapping[str, Any]]
+OWN_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "enable_thinking"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -29,10 +30,13 @@ class Options:
     reasoning_format: str = "auto"
     enable_thinking: bool = True
     template_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    only: tuple[Mapping[str, Any], ...] = ()
+    """Tools that the answer may call; the prompt tells of all of them, so that it stays the same."""
 
     def keywords(self) -> dict[str, Any]:
         """As ``ChatTemplate.render`` takes them."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del found["only"]
         found["tools"] = list(self.tools) or None
         return found
 
@@ -62,7 +66,31 @@ class Renderer:
 
     def render(self, messages: Messages, options: Options, **more: Any) -> ChatPrompt:
         """The prompt for an answer; keywords are those of ``ChatTemplate.render``."""
-        return self.template.render(messages, **{**options.keywords(), **more})
+        keywords = {**options.keywords(), **more}
+        prompt = self.template.render(messages, **keywords)
+        if not options.only:
+            return prompt
+        narrow = self.template.render(messages, **{**keywords, "tools": list(options.only)})
+        return dataclasses.replace(
+            prompt,
+            grammar=narrow.grammar,
+            grammar_lazy=narrow.grammar_lazy,
+            grammar_triggers=narrow.grammar_triggers,
+        )
+
+    def text(self, messages: Messages, options: Options, add_generation_prompt: bool) -> str:
+        """The prompt's text alone, for less than ``render`` takes."""
+        if (
+            OWN_NAMES & options.template_kwargs.keys()
+        ):  # the template gets what the caller calls by the same name
+            return self.render(messages, options, add_generation_prompt=add_generation_prompt).prompt
+        return self.template.apply(
+            messages,
+            tools=list(options.tools) or None,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=options.enable_thinking,
+            **options.template_kwargs,
+        )
 
     def tokens(self, text: str) -> Tokens:
         """The tokens of a rendered text, read-only: exactly those of the whole."""

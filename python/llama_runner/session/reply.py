@@ -14,7 +14,7 @@ from llama_runner.session.message import Message
 __all__ = ["Reply", "ReplyChunk"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Reply(Completion):
     """A ``Completion`` that is a message of a session: ``text`` is the message's content alone."""
 
@@ -39,6 +39,11 @@ class Reply(Completion):
     def tool_calls(self) -> tuple[ToolCall, ...]:
         """The tools that the model asks for."""
         return self.message.tool_calls
+
+    def __repr__(self) -> str:
+        said = Completion.__repr__(self).replace("<Completion", "<Reply", 1)
+        calls = ", ".join(f"{call.name}({call.arguments})" for call in self.tool_calls)
+        return f"{said[:-1]}, calls {calls}>" if calls else said
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
@@ -12,20 +13,22 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_int
+from llama_runner._check import check_bool, check_int
 from llama_runner.chat.messages import check_messages
-from llama_runner.chat.tools import Tool, ToolSet
+from llama_runner.chat.tools import CancelFlag, Tool, ToolSet
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, SamplerChain
 from llama_runner.engine import Adapters, Engine, LogitsProcessor
 from llama_runner.engine.sampling import sampler_chain
-from llama_runner.errors import InvalidArgumentError, ModelCapabilityError
+from llama_runner.errors import InvalidArgumentError, ModelCapabilityError, StateError
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Plan, Receipt
 from llama_runner.session.conversation import Conversation, OnFull, Warmup
 from llama_runner.session.message import Branch, Message, Node
 from llama_runner.session.rendering import Options
 from llama_runner.session.reply import Reply
+from llama_runner.session.steps import Limits, Run, Step, arun_steps, run_steps
+from llama_runner.session.store import describe_tree, read_file, save_file, verify
 from llama_runner.session.turn import AsyncReplyStream, ReplyStream, Turn
 
 __all__ = ["Session"]
@@ -122,7 +125,8 @@ class Session(Conversation):
             its first token on: the model does not think before it, and calls no tools.
 
         Raises MessageError for messages that make no conversation, ContextOverflowError, ContextBusyError (a reply is
-        under way), InvalidArgumentError, ClosedError; the session is as it was.
+        under way), InvalidArgumentError, ClosedError; the session is as it was. So it is after a reply that was
+        cancelled, or ran out of time, before its first token.
         """
         return self.stream(content, **options).result()
 
@@ -137,6 +141,69 @@ class Session(Conversation):
     def astream(self, content: Content = None, **options: Any) -> AsyncReplyStream:
         """``stream`` for asyncio: ``async for chunk in chat.astream("…")``."""
         return AsyncReplyStream(self._prepare(content, **options))
+
+    def add(self, content: Content, *, role: str = "user") -> tuple[Message, ...]:
+        """Add messages without a reply: a document, what another model said, results of tools. Returns them."""
+        with self._taken():
+            new = tuple(Message.new(data) for data in self._new_messages(content, role))
+            self._head = self._grown(self._head, new)
+            return new
+
+    def run(
+        self,
+        content: Content = None,
+        tools: Tools | None = None,
+        *,
+        max_steps: int = 8,
+        timeout: float | None = None,
+        tool_timeout: float | None = None,
+        parallel: bool = True,
+        cancel: CancelFlag | None = None,
+        on_step: Callable[[Step], object] | None = None,
+        **options: Any,
+    ) -> Run:
+        """``send``, and as long as the model calls tools, run them and have it go on; returns all steps.
+
+        Parameters
+        ----------
+        tools : in place of the session's. A call of an unknown tool, or with wrong arguments, is answered with what is
+            wrong with it; so is a tool that raises, hangs or returns what cannot be written.
+        max_steps : replies at most; at the last one the model must answer without tools.
+        timeout : seconds for all of it; ``tool_timeout`` for the calls of one step. ``parallel`` : run those together.
+        cancel : set it from anywhere to end the run; tools that take a ``ToolContext`` see it.
+        on_step : called with each ``Step`` once its tools are done.
+        other keywords : as for ``send``, for each step; ``tool_choice`` for the first.
+
+        What was said and done until an error, a cancel or the end of the time stays in the session. While tools run,
+        what stands before their results is read ahead.
+        """
+        chosen = self.tools if tools is None else as_tool_set(tools)
+        limits = Limits(
+            max_steps=max_steps, timeout=timeout, tool_timeout=tool_timeout, parallel=parallel, cancel=cancel,
+            on_step=on_step,
+        )  # fmt: skip
+        return run_steps(self, content, chosen, limits, options)
+
+    async def arun(
+        self,
+        content: Content = None,
+        tools: Tools | None = None,
+        *,
+        max_steps: int = 8,
+        timeout: float | None = None,
+        tool_timeout: float | None = None,
+        parallel: bool = True,
+        cancel: CancelFlag | None = None,
+        on_step: Callable[[Step], object] | None = None,
+        **options: Any,
+    ) -> Run:
+        """``run`` for asyncio: coroutine tools run on this loop, others in threads."""
+        chosen = self.tools if tools is None else as_tool_set(tools)
+        limits = Limits(
+            max_steps=max_steps, timeout=timeout, tool_timeout=tool_timeout, parallel=parallel, cancel=cancel,
+            on_step=on_step,
+        )  # fmt: skip
+        return await arun_steps(self, content, chosen, limits, options)
 
     def _prepare(
         self,
@@ -167,7 +234,8 @@ class Session(Conversation):
             thinks = bool(enable_thinking)
         options = dataclasses.replace(
             self.options,
-            tools=tuple(offered.chosen(choice).to_list()),
+            tools=tuple(offered.to_list()),
+            only=tuple(offered.chosen(choice).to_list()) if choice.name is not None else (),
             tool_choice="none" if bound and len(offered) else choice.mode if len(offered) else "auto",
             parallel_tool_calls=parallel_tool_calls,
             enable_thinking=thinks,
@@ -189,7 +257,7 @@ class Session(Conversation):
             new = ()
         elif isinstance(content, str):
             new = [{"role": role, "content": content}]
-        elif isinstance(content, Mapping):
+        elif isinstance(content, Mapping) or not hasattr(content, "__iter__"):
             new = [content]
         else:
             new = content
@@ -341,7 +409,81 @@ class Session(Conversation):
         fork._pinned = set(self._pinned)
         return fork
 
+    # --- files
+
+    def save(self, path: str | os.PathLike[str]) -> int:
+        """Write all of it into a file: messages, branches, tokens, their keys and values, where its seeds have got to.
+
+        Returns the file's size in bytes. ``runner.load_session(path)`` takes it up again, in any process with the same
+        model. The file is written whole or not at all. Functions of tools are not part of it: give them to
+        ``load_session`` again. Raises StorageError, ContextOverflowError, and StateError where the memory's state
+        cannot be saved.
+        """
+        with self._taken():
+            header = {
+                **describe_tree(self._head, self._tips),
+                "pinned": sorted(self._pinned),
+                "tools": self.tools.to_list(),
+                "template": self.template.source,
+                "params": self.params.to_dict(),
+                "options": {
+                    "enable_thinking": self.options.enable_thinking,
+                    "template_kwargs": dict(self.options.template_kwargs),
+                    "reasoning_format": self.options.reasoning_format,
+                    "on_full": self.on_full,
+                    "memory_limit": self.memory_limit,
+                    "owner": self.owner,
+                    "priority": self.priority,
+                },
+                "seed": self.seed,
+                "draws": self._draws,
+                "adapters": repr(self.engine.prefix_key(self.adapters)),
+            }
+            return save_file(path, self.engine, header, self._log, adapters=self.adapters)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        engine: Engine,
+        *,
+        template: ChatTemplate | None = None,
+        tools: Tools | None = None,
+        adapters: Adapters | None = None,
+        kv: bool = True,
+    ) -> Session:
+        """A session from its file; see ``LlamaRunner.load_session``."""
+        saved = read_file(path)
+        header = saved.header
+        if repr(engine.prefix_key(adapters)) != header["adapters"]:
+            raise StateError("the session was saved with other adapters: pass those as adapters=")
+        if template is None or template.source != header["template"]:
+            template = ChatTemplate(engine.context.model, header["template"])
+        chosen = ToolSet(header["tools"]) if tools is None else as_tool_set(tools)
+        made = cls(
+            engine,
+            template,
+            tools=chosen,
+            params=GenerationParams.from_dict(header["params"]),
+            seed=header["seed"],
+            adapters=adapters,
+            **header["options"],
+        )
+        if check_bool("kv", kv):
+            verify(saved, engine, adapters=adapters)
+            made._log = saved.tokens
+        nodes = saved.nodes()
+        made._head = None if header["head"] is None else nodes[header["head"]]
+        made._tips = [None if place is None else nodes[place] for place in header["tips"]]
+        made._pinned = set(header["pinned"])
+        made._draws = header["draws"]
+        return made
+
     # --- for asyncio
+
+    async def asave(self, path: str | os.PathLike[str]) -> int:
+        """``save`` for asyncio."""
+        return await asyncio.to_thread(self.save, path)
 
     async def async_(self, messages: Iterable[Mapping[str, Any]]) -> Receipt:
         """``sync`` for asyncio; its name would be a word of the language's."""

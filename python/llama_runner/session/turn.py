@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner.chat.messages import readable_arguments
 from llama_runner.chat_types import ChatDelta, ChatMessage, ChatPrompt
 from llama_runner.core import ChatParser, SamplerChain
 from llama_runner.engine import AsyncStream, LogitsProcessor, Request, Stream
@@ -136,8 +136,12 @@ class Turn:
         """The last deltas, and the reply, which is part of the session now."""
         deltas = self._parsed(self.parser.finish)
         data, problem = self._message(completion.finish_reason)
-        made = self.session._commit(self, data, completion.finish_reason)
-        self.over = True
+        if self.read or completion.finish_reason not in ("cancelled", "timeout"):
+            made = self.session._commit(self, data, completion.finish_reason)
+            self.over = True
+        else:  # nothing was said
+            made = Message.new(data, completion.finish_reason)
+            self.abandon()
         whole = self._joined(completion)
         values = {field.name: getattr(whole, field.name) for field in dataclasses.fields(Completion)}
         values["text"] = made.content
@@ -163,14 +167,15 @@ class Turn:
                 problem = None if cut else problem
             except ResponseParseError as error:
                 found, problem = ChatMessage(raw), error
-        filled = [
-            call if call.arguments.strip() else dataclasses.replace(call, arguments="{}")
-            for call in found.tool_calls
-        ]
-        calls = tuple(call for call in filled if _is_object(call.arguments))
-        if len(calls) < len(found.tool_calls) and not cut:
-            problem = ResponseParseError("the arguments of a tool call are no JSON object")
-            found, calls = ChatMessage(raw), ()
+        filled = list(found.tool_calls)
+        if self.options.parallel_tool_calls is False:
+            filled = filled[:1]  # not every template's grammar keeps to one
+        if cut:  # the last call may be half of one
+            filled = [call for call in filled if readable_arguments(call.arguments) == call.arguments]
+        # no template reads arguments that are no object; the model sees what it wrote, in one
+        calls = tuple(
+            dataclasses.replace(call, arguments=readable_arguments(call.arguments)) for call in filled
+        )
         return ChatMessage(found.content, found.reasoning_content, calls).to_dict(), problem
 
     def _joined(self, last: Completion) -> Completion:
@@ -237,13 +242,6 @@ class Turn:
         if not self.over:
             self.over = True
             self.session._release()
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), dict)
-    except ValueError:
-        return False
 
 
 class ReplyStream(Iterator[ReplyChunk]):
@@ -351,6 +349,10 @@ class AsyncReplyStream(AsyncIterator[ReplyChunk]):
             self._stream.cancel()
             turn.abandon()
             raise
+
+    def cancel(self) -> None:
+        """End it within a step; what has come can still be read, and the reply is what that is."""
+        self._stream.cancel()
 
     def close(self) -> None:
         """End it here, as ``ReplyStream.close`` does; never blocks."""

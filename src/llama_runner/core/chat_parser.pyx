@@ -79,8 +79,9 @@ cdef class ChatParser:
         """The ``ChatMessage`` that a whole answer is, or a beginning of one (``partial``). Wraps ``common_chat_parse``.
 
         ``text`` is a str, or bytes, in which what is no UTF-8 reads as U+FFFD. An answer that ends early, within a tool
-        call, gives what there is of it, also when it is not ``partial``. Independent of ``push``. Raises
-        ResponseParseError when the text has another form.
+        call, gives what there is of it, also when it is not ``partial``; a ``partial`` one shows a call from its first
+        argument on, as its name may still grow. Independent of ``push``. Raises ResponseParseError when the text has
+        another form.
         """
         cdef char *error = NULL
         cdef char *message = NULL

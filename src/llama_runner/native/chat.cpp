@@ -2,15 +2,19 @@
 
 #include "bounds.h"
 #include "chat.h"
+#include "chat_prompt.h"
 #include "json.h"
 #include "shared.h"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <string>
 
 struct lr_chat {
     common_chat_templates_ptr templates;
+    common_chat_templates_ptr reader;  // of the same text, see make_reader; may be none
     std::string               source;
 };
 
@@ -48,6 +52,39 @@ void repair_builtins() {
     (void) once;
 }
 
+// common finds the form of the answers by comparing what the template renders, and takes two things for part of them that
+// are none: the end token after the last call, which the parser would then demand of the answer (Mistral Small 3.2), and a
+// generation prompt that is there because nobody said that there should be none (RWKV, Solar). So it looks at a template
+// that has neither. It takes as long again, and most templates know of neither. A model with two templates is left to
+// common.
+common_chat_templates_ptr make_reader(const common_chat_templates * templates, const std::string & source) {
+    static const std::string no_prompt =
+        "{% if add_generation_prompt is not defined %}{% set add_generation_prompt = false %}{% endif %}";
+    static const char * const signs[] = {"eos_token", "add_generation_prompt is", "add_generation_prompt |",
+                                         "add_generation_prompt|"};
+    const bool needed = std::any_of(std::begin(signs), std::end(signs), [&](const char * sign) {
+        return source.find(sign) != std::string::npos;
+    });
+    if (!needed || !common_chat_templates_source(templates, "tool_use").empty()) {
+        return nullptr;
+    }
+    return common_chat_templates_init(nullptr, no_prompt + source);
+}
+
+// Takes the parser and what belongs to it from the reader, where it reads answers to the same prompt.
+void read_with(const common_chat_templates * reader, const common_chat_templates_inputs & inputs, common_chat_params & params) {
+    const auto found = common_chat_templates_apply(reader, inputs);
+    if (found.generation_prompt != params.generation_prompt || found.format != params.format) {
+        return;
+    }
+    params.parser           = found.parser;
+    params.grammar          = found.grammar;
+    params.grammar_lazy     = found.grammar_lazy;
+    params.grammar_triggers = found.grammar_triggers;
+    params.preserved_tokens = found.preserved_tokens;
+    params.additional_stops = found.additional_stops;
+}
+
 int fail(lr_why failure, const std::string & message, char ** error) {
     if (failure != LR_WHY_OK) {
         *error = lr_copy_string(message);
@@ -66,8 +103,9 @@ int lr_chat_new(lr_chat ** chat, const llama_model * model, const char * source,
         auto templates = common_chat_templates_init(model, source ? source : "");
         // common falls back to ChatML where a model has no template; a guess is not what was asked for
         if (source || common_chat_templates_was_explicit(templates.get())) {
-            auto text = common_chat_templates_source(templates.get());
-            *chat     = new lr_chat{std::move(templates), std::move(text)};
+            auto text   = common_chat_templates_source(templates.get());
+            auto reader = make_reader(templates.get(), text);
+            *chat       = new lr_chat{std::move(templates), std::move(reader), std::move(text)};
             lr_live_add(LR_CHAT, 1);
         }
     }, message);
@@ -126,6 +164,8 @@ common_chat_templates_inputs parse_request(const common_json & request) {
     if (request.contains("continue_final_message")) {
         inputs.continue_final_message = common_chat_continuation_parse(request.at("continue_final_message"));
     }
+    // common leaves the variable undefined where it is not true, and some templates take that for true
+    inputs.chat_template_kwargs.emplace("add_generation_prompt", "false");
     return inputs;
 }
 
@@ -174,13 +214,20 @@ std::string describe(const common_chat_params & params, bool continues) {
 }
 
 // Renders and hands the result to `take`, all of it under the bounds.
-int render(const lr_chat * chat, const char * request, int64_t time_us,
-           const std::function<void(const common_chat_params &, const common_chat_templates_inputs &)> & take, char ** error) {
+int render(const lr_chat * chat, const char * request, int64_t time_us, bool prompt_only,
+           const std::function<void(common_chat_params &, const common_chat_templates_inputs &)> & take, char ** error) {
     *error = nullptr;
     std::string message;
     const auto failure = lr_run_bounded(template_limits(strlen(request), time_us), [&] {
         const auto inputs = parse_request(common_json::parse(request));
-        take(common_chat_templates_apply(chat->templates.get(), inputs), inputs);
+        common_chat_params params;
+        lr_want_prompt_only(prompt_only);
+        try {
+            params = common_chat_templates_apply(chat->templates.get(), inputs);
+        } catch (lr_prompt_found & found) {
+            params.prompt = std::move(found.prompt);
+        }
+        take(params, inputs);
     }, message);
     return fail(failure, message, error);
 }
@@ -189,7 +236,7 @@ int render(const lr_chat * chat, const char * request, int64_t time_us,
 
 int lr_chat_apply(const lr_chat * chat, const char * request, int64_t time_us, char ** prompt, char ** error) {
     std::string result;
-    const int   why = render(chat, request, time_us, [&](const common_chat_params & params, const auto &) {
+    const int   why = render(chat, request, time_us, true, [&](common_chat_params & params, const auto &) {
         result = params.prompt;
     }, error);
     *prompt = why == LR_WHY_OK ? lr_copy_string(result) : nullptr;
@@ -198,7 +245,11 @@ int lr_chat_apply(const lr_chat * chat, const char * request, int64_t time_us, c
 
 int lr_chat_render(const lr_chat * chat, const char * request, int64_t time_us, char ** description, char ** error) {
     std::string result;
-    const int   why = render(chat, request, time_us, [&](const common_chat_params & params, const auto & inputs) {
+    const int   why = render(chat, request, time_us, false, [&](common_chat_params & params, const auto & inputs) {
+        if (chat->reader) {
+            lr_take_notes();  // those of the prompt: the reader makes the same again
+            read_with(chat->reader.get(), inputs, params);
+        }
         result = describe(params, inputs.continue_final_message != COMMON_CHAT_CONTINUATION_NONE);
     }, error);
     *description = why == LR_WHY_OK ? lr_copy_string(result) : nullptr;

@@ -135,6 +135,21 @@ void hold_back(common_chat_msg & message) {
     }
 }
 
+// common gives a name again with the id that follows it, and an id with the name; who appends would have it twice.
+void leave_out_known(common_chat_msg_diff & diff, const common_chat_msg & given) {
+    if (diff.tool_call_index >= given.tool_calls.size()) {  // a new call, or no call
+        return;
+    }
+    const auto & known = given.tool_calls[diff.tool_call_index];
+    auto &       delta = diff.tool_call_delta;
+    if (delta.name == known.name) {
+        delta.name.clear();
+    }
+    if (delta.id == known.id) {
+        delta.id.clear();
+    }
+}
+
 std::string to_json(const std::vector<common_chat_msg_diff> & diffs) {
     auto deltas = common_json::array();
     for (const auto & diff : diffs) {
@@ -206,7 +221,11 @@ int lr_parser_parse(const lr_parser * parser, const char * text, size_t size, bo
     *position = -1;
     std::string result, problem;
     const auto  failure = lr_run_bounded(answer_limits(size, time_us), [&] {
-        result = to_json(parse(parser->params, std::string(text, size), partial, position));
+        auto seen = parse(parser->params, std::string(text, size), partial, position);
+        if (partial) {
+            hold_back(seen);
+        }
+        result = to_json(seen);
     }, problem);
     return finish(failure, result, problem, message, error);
 }
@@ -226,7 +245,11 @@ int lr_parser_push(lr_parser * parser, const char * text, size_t size, bool last
         if (last && after != seen) {
             throw std::runtime_error("the end of the answer takes back what was given out");
         }
-        result        = to_json(common_chat_msg_diff::compute_diffs(parser->given, after));
+        auto diffs    = common_chat_msg_diff::compute_diffs(parser->given, after);
+        for (auto & diff : diffs) {
+            leave_out_known(diff, parser->given);
+        }
+        result        = to_json(diffs);
         parser->given = after;
     }, problem);
     return finish(failure, result, problem, deltas, error);

@@ -8,6 +8,12 @@
 //   at, find  the look-ups by which the parser of answers and the converter of schemas go on
 //   fprintf   the converter's warning that it left something out, kept for the caller instead of written to stderr
 //
+// And numbers with a fraction, which the template interpreter would write with six digits, so that a coordinate or a price
+// in a call becomes another one in the next prompt, go at these names:
+//
+//   as_float   what `tojson` writes into its stream (elsewhere in value.cpp it stays a double)
+//   to_string  what is printed, in value.h
+//
 // What passes none of these (a syntax tree of operators, the destructors of nested values) is bounded by the size of the
 // template or of the memory, and lr_limits::reserve is for it.
 #pragma once
@@ -32,8 +38,24 @@
 #        define _GLIBCXX_EXTERN_TEMPLATE 1
 #    endif
 
-#    include "jinja/value.h"
+#    include "jinja/string.h"
+#    include "number.h"
 #    include "step.h"
+
+#    include <algorithm>
+#    include <cmath>
+#    include <cstdint>
+#    include <functional>
+#    include <map>
+#    include <memory>
+#    include <set>
+#    include <sstream>
+#    include <string>
+#    include <unordered_map>
+#    include <vector>
+#    define to_string(number) string(lr_print(number))
+#    include "jinja/value.h"
+#    undef to_string
 
 namespace jinja {
 template <typename T, typename V> bool is_val_step(const V & val) {
@@ -55,6 +77,7 @@ template <typename T, typename V> bool is_val_step(const V & val) {
 #        include <cctype>
 #        include <optional>
 #        define npos npos + lr_step_zero()
+#        define as_float() as_float() * lr_as_json()
 #    elif defined(LR_STEPS_AT_LOOK_UP)
 #        include "common.h"
 #        include "json-schema-to-grammar.h"
