@@ -22,6 +22,7 @@ from benchmarks.peers import Peers
 from benchmarks.report import Row, table
 from benchmarks.sessions import sessions
 from benchmarks.streams import busy_python, many_streams, one_stream
+from benchmarks.structured import structured
 from llama_runner.models import resolve_model
 
 BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
@@ -35,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
     "disk-tier": disk_tier,
     "cancel": cancel,
     "sessions": sessions,
+    "structured": structured,
 }
 
 
