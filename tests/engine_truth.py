@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from llama_runner.core import Batch, Context, Model
 from llama_runner.engine.prefix import common_length
+from llama_runner.errors import LlamaRunnerError
 from llama_runner.results import Completion
 
 __all__ = ["EXACT", "Alone", "PerfectCache", "Tokens", "told"]
@@ -95,6 +96,6 @@ def told() -> Iterator[None]:
     """Write down what fails: with threads another run may not fail, and hypothesis tells of that alone."""
     try:
         yield
-    except AssertionError:
+    except (AssertionError, LlamaRunnerError):
         traceback.print_exc()
         raise

@@ -182,7 +182,7 @@ def test_a_reply_that_is_left_stays_as_far_as_it_was_read(chat: Session) -> None
     del stream
     gc.collect()
     assert len(chat) == n
-    stream = chat.stream("Stopped from elsewhere.", max_tokens=1500)
+    stream = chat.stream("Stopped from elsewhere.", max_tokens=1500, ignore_eos=True)
     threading.Timer(0.3, stream.cancel).start()
     reply = stream.result()
     assert reply.finish_reason == "cancelled" and 0 < reply.usage.completion_tokens < 1500

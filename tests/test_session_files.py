@@ -254,6 +254,22 @@ def test_no_room_is_an_error(tiny_model: TinyModelFactory, tmp_path: Path) -> No
             small.load_session(path, kv="no")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["llama", "swa", "mamba", "hybrid"])
+def test_what_nobody_uses_makes_room(tiny_model: TinyModelFactory, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "s"
+    with tiny(tiny_model(kind), n_ctx=256) as runner:
+        session = talked(runner)
+        session.save(path)
+        runner.clear_context()
+        for i in range(20):
+            if runner.get_context_info().used + session.n_tokens <= 256:
+                runner.generate(f"{i} abc def" * 4, max_tokens=10, ignore_eos=True)
+        again = runner.load_session(path)
+        assert again.tokens.tolist() == session.tokens.tolist()
+        found = runner.engine.foresee(again.tokens)
+        assert found.cached_tokens - found.restored_tokens == again.n_tokens - 1
+
+
 def test_adapters_are_named(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
     path, lora = tmp_path / "s", tmp_path / "lora.gguf"
     model_path = tiny_model("llama")

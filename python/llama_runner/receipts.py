@@ -18,7 +18,7 @@ class Receipt:
     tokens_before: int
     tokens_after: int
     kept: int
-    """Tokens that stay as they were, and are not computed again."""
+    """Tokens that stay as they were: no change makes them be computed again, but the cache may have lost some."""
     dropped: int
     """Tokens that are not where they were any more: removed, or behind something that changed."""
     computed: int = 0

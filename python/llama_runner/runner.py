@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
-import weakref
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -27,6 +27,7 @@ from llama_runner.engine import (
 )
 from llama_runner.errors import (
     ClosedError,
+    ContextBusyError,
     InvalidArgumentError,
     ModelCapabilityError,
     unknown_name,
@@ -36,6 +37,7 @@ from llama_runner.params import GenerationParams
 from llama_runner.receipts import Receipt
 from llama_runner.results import Completion, ContextInfo, SequenceInfo
 from llama_runner.session import Session
+from llama_runner.session.conversation import Registry
 from llama_runner.session.session import Tools
 from llama_runner.stateful import StatefulLog, StatefulTurn
 
@@ -173,7 +175,7 @@ class LlamaRunner(Generating):
         self.last_gc: Receipt | None = None
         """What the last collection did that ran by itself."""
         self._template: ChatTemplate | None = None
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        self._sessions = Registry()
         self._lock = threading.RLock()
         self._closed = False
 
@@ -199,7 +201,7 @@ class LlamaRunner(Generating):
         settings = GenerationParams.from_kwargs(
             params, {"max_tokens": max_tokens, **kwargs}, where="generate_stateful()"
         )
-        with self._stateful as log:
+        with self._stateful.turn() as log:
             turn = self._next_turn(log, prompt)
             completion = exhaust(Stream(self.engine, self.engine.submit(turn.tokens, settings)[0]))
             self._end_turn(log, turn, completion)
@@ -216,7 +218,7 @@ class LlamaRunner(Generating):
         settings = GenerationParams.from_kwargs(
             params, {"max_tokens": max_tokens, **kwargs}, where="agenerate_stateful()"
         )
-        with self._stateful as log:
+        with self._stateful.turn() as log:
             turn = self._next_turn(log, prompt)
             stream = AsyncStream(
                 self.engine, lambda notify: self.engine.submit(turn.tokens, settings, notify=notify)[0]
@@ -354,8 +356,8 @@ class LlamaRunner(Generating):
     def clear_context(self) -> None:
         """Forget the conversation of ``generate_stateful`` and every cached prompt; generations under way go on."""
         self._check_open()
-        if not self._stateful.busy:
-            self._stateful.clear()
+        with contextlib.suppress(ContextBusyError), self._stateful.turn() as log:
+            log.clear()
         self.engine.clear()
 
     def gc_context(self, target: float = 0.5, *, policy: GcPolicy = "oldest") -> Receipt:
@@ -372,8 +374,8 @@ class LlamaRunner(Generating):
         most = int(target * self.context.n_ctx)
         before, after = self.engine.evict_down_to(most)
         reason = f"{before - after} cells of idle prefixes were evicted"
-        if policy == "oldest" and after > most and not self._stateful.busy:
-            with self._stateful as log:
+        if policy == "oldest" and after > most:
+            with contextlib.suppress(ContextBusyError), self._stateful.turn() as log:
                 if log.drop_oldest(max(0, len(log) - (after - most))):
                     reason += ", and the oldest turns of the conversation were dropped"
             after = self.engine.evict_down_to(most)[1]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import threading
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner._hold import OneAtATime
 from llama_runner.engine import Engine
 from llama_runner.engine.prefix import Node, common_length
-from llama_runner.errors import ContextBusyError
 from llama_runner.receipts import Receipt
 
 __all__ = ["StatefulLog", "StatefulTurn"]
@@ -25,28 +26,22 @@ class StatefulLog:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._lock = threading.Lock()
+        self._turn = OneAtATime(
+            "another thread is in generate_stateful(): the conversation takes one turn at a time"
+        )
         self._pinned: Node | None = None  # where the text ends in the prefix tree
         self.tokens: Tokens = NONE
         self.starts: list[int] = []
 
-    def __enter__(self) -> Self:
-        if not self._lock.acquire(blocking=False):
-            raise ContextBusyError(
-                "another thread is in generate_stateful(): the conversation takes one turn at a time"
-            )
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        try:
-            if self._pinned is None and len(self):  # a turn that was to take its place came to nothing
-                self._pinned = self._engine.pin(self.tokens)
-        finally:
-            self._lock.release()
-
-    @property
-    def busy(self) -> bool:
-        return self._lock.locked()
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Self]:
+        """Have it to oneself."""
+        with self._turn.taken():
+            try:
+                yield self
+            finally:
+                if self._pinned is None and len(self):  # a turn that was to take its place came to nothing
+                    self._pinned = self._engine.pin(self.tokens)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -93,7 +93,7 @@ class Engine:
         # lets the next batch have them, and what begins in its middle could not be computed any more
         parts = kind == "attention"
         self.memory_kind = kind
-        self._lock = EngineLock()
+        self._own_lock = threading.RLock()
         self._paused_by = 0  # the thread that is inside paused()
         self._tags = itertools.count(1)
         self._requests = 0
@@ -107,7 +107,6 @@ class Engine:
         check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
         check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
-        self._lock.loop = self.loop
         try:
             context.memory.clear()  # what an earlier engine, or its owner, left there is nobody's
             self.residency = Residency(
@@ -376,12 +375,15 @@ class Engine:
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[Context]:
-        self.loop.pause()
+        paused: list[None] = []
         try:
+            # a single call of C: whenever an interrupt comes, it is known whether there is something to resume
+            paused.extend(itertools.starmap(self.loop.pause, [()]))
             self.scheduler.settle_ended()  # what has ended is a prefix by now, whoever looks
             yield self.context
         finally:
-            self.loop.resume()
+            if paused:
+                self.loop.resume()
 
     @property
     def waits_for_caller(self) -> bool:
@@ -584,6 +586,16 @@ class Engine:
         with self.paused():
             self.residency.clear()
 
+    @property
+    def _lock(self) -> contextlib.AbstractContextManager[bool]:
+        """One lock for all of it, which a thread may take again, and a logits processor not at all.
+
+        Take it in a ``with`` statement: no interrupt comes between taking this very object and the block.
+        """
+        if self.loop.inside:
+            raise ContextBusyError("this is a logits processor: the engine waits for it and answers nothing")
+        return self._own_lock
+
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("this Engine is closed")
@@ -653,22 +665,6 @@ class Engine:
 def pairs_of(adapters: Adapters) -> list[Any]:
     """Adapters and scales, however they were given; what is in the pairs is not looked at."""
     return list(adapters.items() if isinstance(adapters, Mapping) else adapters)
-
-
-class EngineLock:
-    """A lock that a thread may take again, and a logits processor not at all: who has it may be waiting for that."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self.loop: DecodeLoop | None = None
-
-    def __enter__(self) -> None:
-        if self.loop is not None and self.loop.inside:
-            raise ContextBusyError("this is a logits processor: the engine waits for it and answers nothing")
-        self._lock.acquire()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.release()
 
 
 MEMORY_KINDS = ("none", "attention", "sliding-window", "recurrent", "hybrid", "unknown")

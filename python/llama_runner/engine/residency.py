@@ -336,7 +336,7 @@ class Residency:
 
         Raises StateError for one that is damaged, or of other tokens; nothing has changed then.
         """
-        if self.parts:
+        if not self.context.model.is_recurrent:  # whose states are there from the start
             while self.memory.n_used + len(tokens) > self.memory.n_cells:
                 if not self.evict_one():
                     return False

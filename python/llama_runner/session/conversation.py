@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_choice, check_float, check_int
+from llama_runner._check import check_choice, check_float, check_int, check_name
+from llama_runner._hold import OneAtATime
 from llama_runner.chat.messages import check_messages
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate
@@ -19,7 +21,7 @@ from llama_runner.engine import Adapters, Engine, Request, Stream
 from llama_runner.engine.prefix import common_length
 from llama_runner.errors import (
     ArgumentTypeError,
-    ContextBusyError,
+    ClosedError,
     ContextOverflowError,
     InvalidArgumentError,
     UnknownMessageError,
@@ -30,7 +32,7 @@ from llama_runner.session.collect import KEPT, fewest_dropped
 from llama_runner.session.message import Branch, Message, Node, branch_tree, is_above, path_to
 from llama_runner.session.rendering import Options, Renderer
 
-__all__ = ["Conversation", "OnFull", "Warmup"]
+__all__ = ["Conversation", "OnFull", "Registry", "Warmup"]
 
 Tokens = npt.NDArray[np.int32]
 Dicts = Sequence[Mapping[str, Any]]
@@ -61,6 +63,8 @@ class Conversation:
         self.memory_limit = (
             None if memory_limit is None else check_int("memory_limit", memory_limit, 1, n_ctx)
         )
+        if owner is not None:
+            check_name("owner", owner)
         self.owner = owner
         self.priority = check_int("priority", priority, -(2**31) + 1, 2**31 - 1)
         self.adapters = adapters
@@ -70,7 +74,12 @@ class Conversation:
         self._tips: list[Node | None] = []  # where branches end that were left
         self._pinned: set[str] = set()
         self._log: Tokens = NONE  # its tokens as of the last turn
-        self._turn = threading.Lock()
+        self._turn = OneAtATime(
+            "a reply of this session is under way, or a thread in one of its methods: it takes one turn at a time, so "
+            "fork() it"
+        )
+        self.registry = Registry()
+        """Where its forks are put down as well."""
         self.used_at = time.monotonic()
 
     # --- what it says
@@ -134,22 +143,21 @@ class Conversation:
 
     # --- one at a time
 
-    def _take(self) -> None:
-        if not self._turn.acquire(blocking=False):
-            raise ContextBusyError(
-                "a reply of this session is under way, and it takes one turn at a time: fork() it"
-            )
-
-    def _release(self) -> None:
-        self._turn.release()
-
     @contextlib.contextmanager
     def _taken(self) -> Iterator[None]:
-        self._take()
-        try:
+        """Have the conversation to oneself, and an engine that is there."""
+        with self._turn.taken():
+            self._check_open()
             yield
-        finally:
-            self._release()
+
+    def _check_open(self) -> None:
+        if self.engine.closed:
+            raise ClosedError("the runner of this session is closed; its messages are still there to read")
+
+    @property
+    def busy(self) -> bool:
+        """Whether a reply is under way, or a thread in a method: anything but reading gets ContextBusyError now."""
+        return self._turn.busy
 
     # --- tokens
 
@@ -246,7 +254,7 @@ class Conversation:
 
     def prune(self) -> int:
         """Forget the branches that were left; returns how many there were."""
-        with self._taken():
+        with self._turn.taken():
             n = len(self._tips)
             self._tips = []
             return n
@@ -258,7 +266,11 @@ class Conversation:
         """
         with self._taken():
             node = self._find(message)
-            data = {**node.message.data, "content": content}
+            changed = [
+                *(above.message.data for above in path_to(node.parent)),
+                {**node.message.data, "content": content},
+            ]
+            data = check_messages(changed)[-1]
             return self._rewrite({node.message.id: Message(node.message.id, data)}, "edit")
 
     def replace(self, message: str | Message, content: str) -> Receipt:
@@ -299,7 +311,8 @@ class Conversation:
             kept, tokens = fewest_dropped(
                 before, self._pinned, attempt, len, int(target * self._most()), keeps_last=True
             )
-            gone = tuple(message.id for message in before if message not in kept)
+            stays = {message.id for message in kept}
+            gone = tuple(message.id for message in before if message.id not in stays)
             reason = "the oldest turns were dropped" if gone else "nothing had to go, or nothing may"
             head = self._grown(None, kept) if gone else self._head
             return self._set(head, tokens, "gc", reason=reason, messages=gone)
@@ -308,10 +321,8 @@ class Conversation:
         gone = tuple(
             node.message.id for node in path_to(self._head)[0 if head is None else head.depth :]
         ) if is_above(head, self._head) else ()  # fmt: skip
-        self._leave(head)
-        return self._set(
-            head, self._tokens_of([node.message.data for node in path_to(head)]), action, messages=gone
-        )
+        tokens = self._tokens_of([node.message.data for node in path_to(head)])
+        return self._set(head, tokens, action, messages=gone, leaves=True)
 
     def _rewrite(self, changes: Mapping[str, Message | None], action: str) -> Receipt:
         """Put other messages in the place of some, or none."""
@@ -329,8 +340,7 @@ class Conversation:
         if len(tokens) > self._most():
             raise self._too_long(len(tokens))
         head = self._grown(first.parent, kept[first.depth - 1 :])
-        self._leave(head)
-        return self._set(head, tokens, action, messages=tuple(changes))
+        return self._set(head, tokens, action, messages=tuple(changes), leaves=True)
 
     def _leave(self, head: Node | None) -> None:
         """Remember the branch that is left for ``head``, where it is one."""
@@ -340,9 +350,12 @@ class Conversation:
 
     def _set(
         self, head: Node | None, tokens: Tokens, action: str, *, computed: int = 0, reason: str = "",
-        messages: tuple[str, ...] = (),
+        messages: tuple[str, ...] = (), leaves: bool = False,
     ) -> Receipt:  # fmt: skip
-        """Have the conversation end in ``head``, whose tokens these are; says what that means for the cache."""
+        """Have the conversation end in ``head``, whose tokens these are; says what that means for the cache.
+
+        With ``leaves``, what it was is a branch. Nothing changes before all is known.
+        """
         before = self._log
         same = common_length(before, tokens)
         pending = 0
@@ -356,6 +369,8 @@ class Conversation:
                 if same < len(tokens)
                 else ""
             )
+        if leaves:
+            self._leave(head)
         self._head, self._log = head, tokens
         self.used_at = time.monotonic()
         return Receipt(
@@ -446,7 +461,7 @@ class Conversation:
             lambda messages: self._rendered(messages, added, options),
             lambda found: len(found[1]),
             int(most * KEPT),
-            keeps_last=not added,
+            keeps_last=not added or added[0]["role"] != "user",  # it goes on with the last turn
         )
         if len(tokens) > most:
             raise ContextOverflowError(
@@ -471,6 +486,24 @@ class Conversation:
             reason="the oldest turns made room",
             messages=tuple(message.id for message in self.messages if message.id not in stays),
         )
+
+
+class Registry:
+    """The sessions that somebody holds; any thread may add and look."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sessions: weakref.WeakSet[Conversation] = weakref.WeakSet()
+
+    def add(self, session: Conversation) -> None:
+        with self._lock:
+            self._sessions.add(session)
+        session.registry = self
+
+    def __iter__(self) -> Iterator[Conversation]:
+        with self._lock:
+            found = list(self._sessions)
+        return iter(found)
 
 
 class Warmup:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner._check import check_bool, check_choice
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, Vocab
 from llama_runner.core.token_attr import TokenAttr
+from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
 
 __all__ = ["Options", "Renderer", "common_bytes"]
 
 Tokens = npt.NDArray[np.int32]
 Messages = Sequence[Mapping[str, Any]]
 OWN_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "enable_thinking"})
+RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
+"""Variables that would have a template write another conversation than the session's."""
+REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,12 +39,31 @@ class Options:
     only: tuple[Mapping[str, Any], ...] = ()
     """Tools that the answer may call; the prompt tells of all of them, so that it stays the same."""
 
+    def __post_init__(self) -> None:
+        """What is wrong with them is said where they are given, and what was given may change afterwards."""
+        check_bool("enable_thinking", self.enable_thinking)
+        check_choice("reasoning_format", self.reasoning_format, REASONING_FORMATS)
+        object.__setattr__(self, "template_kwargs", checked_variables(self.template_kwargs))
+
     def keywords(self) -> dict[str, Any]:
         """As ``ChatTemplate.render`` takes them."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del found["only"]
         found["tools"] = list(self.tools) or None
         return found
+
+
+def checked_variables(given: Any) -> dict[str, Any]:
+    """A copy of a template's variables, as a file can hold them."""
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise ArgumentTypeError("template_kwargs is a dict with the names of the template's variables")
+    for name in RESERVED & given.keys():
+        raise InvalidArgumentError(f"template_kwargs has {name}, which is the session's own to say")
+    try:
+        copy: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise ArgumentTypeError(f"template_kwargs are JSON values: {problem}") from None
+    return copy
 
 
 class Renderer:

@@ -14,21 +14,22 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_bool, check_int
+from llama_runner._hold import Hold
 from llama_runner.chat.messages import check_messages
 from llama_runner.chat.tools import CancelFlag, Tool, ToolSet
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, SamplerChain
 from llama_runner.engine import Adapters, Engine, LogitsProcessor
 from llama_runner.engine.sampling import sampler_chain
-from llama_runner.errors import InvalidArgumentError, ModelCapabilityError, StateError
+from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ModelCapabilityError, StateError
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Plan, Receipt
 from llama_runner.session.conversation import Conversation, OnFull, Warmup
 from llama_runner.session.message import Branch, Message, Node
-from llama_runner.session.rendering import Options
+from llama_runner.session.rendering import Options, checked_variables
 from llama_runner.session.reply import Reply
 from llama_runner.session.steps import Limits, Run, Step, arun_steps, run_steps
-from llama_runner.session.store import describe_tree, read_file, save_file, verify
+from llama_runner.session.store import describe_tree, making_sense, read_file, save_file, verify
 from llama_runner.session.turn import AsyncReplyStream, ReplyStream, Turn
 
 __all__ = ["Session"]
@@ -89,7 +90,7 @@ class Session(Conversation):
         options = Options(
             tools=tuple(self.tools.to_list()),
             enable_thinking=enable_thinking,
-            template_kwargs=dict(template_kwargs or {}),
+            template_kwargs={} if template_kwargs is None else template_kwargs,
             reasoning_format=reasoning_format,
         )
         super().__init__(
@@ -143,7 +144,7 @@ class Session(Conversation):
 
     def add(self, content: Content, *, role: str = "user") -> tuple[Message, ...]:
         """Add messages without a reply: a document, what another model said, results of tools. Returns them."""
-        with self._taken():
+        with self._turn.taken():
             new = tuple(Message.new(data) for data in self._new_messages(content, role))
             self._head = self._grown(self._head, new)
             return new
@@ -179,7 +180,7 @@ class Session(Conversation):
         chosen = self.tools if tools is None else as_tool_set(tools)
         limits = Limits(
             max_steps=max_steps, timeout=timeout, tool_timeout=tool_timeout, parallel=parallel, cancel=cancel,
-            on_step=on_step,
+            on_step=on_step, reply_timeout=self._timeout_of(options),
         )  # fmt: skip
         return run_steps(self, content, chosen, limits, options)
 
@@ -200,9 +201,14 @@ class Session(Conversation):
         chosen = self.tools if tools is None else as_tool_set(tools)
         limits = Limits(
             max_steps=max_steps, timeout=timeout, tool_timeout=tool_timeout, parallel=parallel, cancel=cancel,
-            on_step=on_step,
+            on_step=on_step, reply_timeout=self._timeout_of(options),
         )  # fmt: skip
         return await arun_steps(self, content, chosen, limits, options)
+
+    def _timeout_of(self, options: Mapping[str, Any]) -> float | None:
+        """What ``params`` say of a reply's time, which a run's keyword must not make longer."""
+        params = options.get("params") or self.params
+        return params.timeout if isinstance(params, GenerationParams) else None
 
     def _prepare(
         self,
@@ -238,14 +244,15 @@ class Session(Conversation):
             tool_choice="none" if bound and len(offered) else choice.mode if len(offered) else "auto",
             parallel_tool_calls=parallel_tool_calls,
             enable_thinking=thinks,
-            template_kwargs={**self.options.template_kwargs, **(template_kwargs or {})},
+            template_kwargs={**self.options.template_kwargs, **checked_variables(template_kwargs or {})},
         )
-        self._take()
+        hold = self._turn.take()
         try:
+            self._check_open()
             added = self._new_messages(content, role)
-            return self._turn_of(added, options, settings, bound is not None, logits_processor)
+            return self._turn_of(hold, added, options, settings, bound is not None, logits_processor)
         except BaseException:
-            self._release()
+            self._turn.release(hold)
             raise
 
     def _new_messages(self, content: Content, role: str) -> list[dict[str, Any]]:
@@ -274,6 +281,7 @@ class Session(Conversation):
 
     def _turn_of(
         self,
+        hold: Hold,
         added: list[dict[str, Any]],
         options: Options,
         settings: GenerationParams,
@@ -295,6 +303,7 @@ class Session(Conversation):
         settings = settings.replace(seed=seed, stop=(*settings.stop, *prompt.additional_stops))
         turn = Turn(
             session=self,
+            hold=hold,
             kept=kept,
             added=added,
             options=options,
@@ -361,7 +370,7 @@ class Session(Conversation):
         self._log = np.concatenate([turn.tokens, np.asarray(turn.read, dtype=np.int32)])
         self._draws += 1
         self.used_at = time.monotonic()
-        self._release()
+        self._turn.release(turn.hold)
         return message
 
     def _make_room(self, turn: Turn) -> bool:
@@ -371,7 +380,7 @@ class Session(Conversation):
             return False
         try:
             kept, prompt, tokens = self._shortened(turn.kept, turn.added, turn.options, most)
-        except InvalidArgumentError:
+        except (InvalidArgumentError, ContextOverflowError):
             return False
         if len(kept) == len(turn.kept):
             return False
@@ -406,6 +415,7 @@ class Session(Conversation):
         fork._renderer = self._renderer.copy()
         fork._head, fork._tips, fork._log = self._head, list(self._tips), self._log
         fork._pinned = set(self._pinned)
+        self.registry.add(fork)
         return fork
 
     # --- files
@@ -452,23 +462,26 @@ class Session(Conversation):
         kv: bool = True,
     ) -> Session:
         """A session from its file; see ``LlamaRunner.load_session``."""
+        check_bool("kv", kv)
+        key = engine.prefix_key(adapters)
+        chosen = None if tools is None else as_tool_set(tools)
         saved = read_file(path)
         header = saved.header
-        if repr(engine.prefix_key(adapters)) != header["adapters"]:
+        if repr(key) != header["adapters"]:
             raise StateError("the session was saved with other adapters: pass those as adapters=")
-        if template is None or template.source != header["template"]:
-            template = ChatTemplate(engine.context.model, header["template"])
-        chosen = ToolSet(header["tools"]) if tools is None else as_tool_set(tools)
-        made = cls(
-            engine,
-            template,
-            tools=chosen,
-            params=GenerationParams.from_dict(header["params"]),
-            seed=header["seed"],
-            adapters=adapters,
-            **header["options"],
-        )
-        if check_bool("kv", kv):
+        with making_sense():
+            if template is None or template.source != header["template"]:
+                template = ChatTemplate(engine.context.model, header["template"])
+            made = cls(
+                engine,
+                template,
+                tools=ToolSet(header["tools"]) if chosen is None else chosen,
+                params=GenerationParams.from_dict(header["params"]),
+                seed=header["seed"],
+                adapters=adapters,
+                **header["options"],
+            )
+        if kv:
             verify(saved, engine, adapters=adapters)
             made._log = saved.tokens
         nodes = saved.nodes()

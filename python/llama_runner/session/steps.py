@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -17,7 +18,7 @@ from llama_runner.chat.tools import (
     arun_calls,
     run_calls,
 )
-from llama_runner.errors import LlamaRunnerError, ToolArgumentError
+from llama_runner.errors import ContextBusyError, LlamaRunnerError, ToolArgumentError
 from llama_runner.results import Usage
 from llama_runner.session.reply import Reply
 
@@ -108,6 +109,7 @@ class Limits:
         parallel: bool,
         cancel: CancelFlag | None,
         on_step: Callable[[Step], object] | None,
+        reply_timeout: float | None = None,
     ) -> None:
         self.max_steps = check_int("max_steps", max_steps, 1, 10_000)
         self.deadline = None
@@ -119,11 +121,17 @@ class Limits:
         self.parallel = check_bool("parallel", parallel)
         self.cancel = CancelFlag() if cancel is None else cancel
         self.on_step = on_step
+        self.reply_timeout = reply_timeout
 
     @property
     def left(self) -> float | None:
         """Seconds; None where there is no limit."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def for_reply(self) -> float | None:
+        """Seconds for the next reply."""
+        limits = [limit for limit in (self.left, self.reply_timeout) if limit is not None]
+        return min(limits, default=None)
 
     def for_tools(self) -> float | None:
         """Seconds for the calls of a step together."""
@@ -155,18 +163,15 @@ def loop(
 ) -> Loop:
     """The steps, whoever takes them: yields what is to be done, is sent what came of it, returns the run."""
     choice = options.get("tool_choice")
-    own = options.get("timeout")
     for index in range(limits.max_steps):
         if limits.cancel.is_set():
             return Run(tuple(steps), "cancelled")
-        left = limits.left
-        if left == 0.0:
+        if limits.left == 0.0:
             return Run(tuple(steps), "timeout")
         last = index + 1 == limits.max_steps
         given = {**options, "tools": tools, "tool_choice": "none" if last and index else choice}
-        bounds = [bound for bound in (left, own) if bound is not None]
-        if bounds:
-            given["timeout"] = min(bounds)
+        if limits.deadline is not None:
+            given["timeout"] = limits.for_reply()
         began = time.monotonic()
         reply: Reply = yield Ask(content, given)
         seconds = time.monotonic() - began
@@ -285,8 +290,12 @@ def _read_ahead(session: Session) -> None:
 
 
 def _keep_results(session: Session, steps: list[Step]) -> None:
-    """Results that nobody has replied to are part of the conversation all the same."""
+    """Results that nobody has replied to are part of the conversation all the same.
+
+    Where a tool that was given up still has the session, they are in the steps alone: nobody waits for it here.
+    """
     last = next((step for step in reversed(steps) if step.results), None)
     messages = session.messages
     if last is not None and messages and messages[-1].id == last.reply.message_id:
-        session.add(result.to_message() for result in last.results)
+        with contextlib.suppress(ContextBusyError):
+            session.add(result.to_message() for result in last.results)

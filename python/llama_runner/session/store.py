@@ -7,31 +7,51 @@ that one in ``core``'s container. A digest guards against damage and mix-ups; it
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import stat
 import struct
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from io import FileIO
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner._check import check_path
 from llama_runner._state_file import storage_errors, write
 from llama_runner.chat.messages import check_messages
 from llama_runner.engine import Engine
-from llama_runner.errors import LlamaRunnerError, StateError
+from llama_runner.errors import (
+    ClosedError,
+    LlamaRunnerError,
+    ModelCapabilityError,
+    OutOfMemoryError,
+    StateError,
+)
 from llama_runner.params import GenerationParams
+from llama_runner.results import FinishReason
 from llama_runner.session.message import Message, Node, path_to
+from llama_runner.system import available_memory
 
-__all__ = ["Saved", "describe_tree", "read_file", "save_file", "verify"]
+__all__ = ["Saved", "describe_tree", "making_sense", "read_file", "save_file", "verify"]
 
 MAGIC = b"LRSN"
 VERSION = 1
 PREFIX = struct.Struct("<4sIQ32s")
 MAX_HEADER = 1 << 28
+OPTIONS = {
+    "enable_thinking", "memory_limit", "on_full", "owner", "priority", "reasoning_format", "template_kwargs",
+}  # fmt: skip
+KINDS: dict[str, Any] = {
+    "adapters": str, "draws": int, "fingerprint": dict, "n_logits": int, "n_tokens": int, "nodes": list,
+    "options": dict, "params": dict, "pinned": list, "seed": int | None, "template": str, "tips": list, "tools": list,
+}  # fmt: skip
+FINISH_REASONS = (None, *get_args(FinishReason))
+NONSENSE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError)
 TOLERANCE = 1.0  # of logits, root mean square: other tokens' keys and values make them differ by more
 Tokens = npt.NDArray[np.int32]
 
@@ -74,9 +94,7 @@ def save_file(
         sort_keys=True,
     ).encode()
     body = b"".join([text, tokens.astype("<i4").tobytes(), logits.astype("<f4").tobytes(), state])
-    return write(
-        os.path.abspath(os.fspath(path)), PREFIX.pack(MAGIC, VERSION, len(text), _digest(body)) + body
-    )
+    return write(check_path(path), PREFIX.pack(MAGIC, VERSION, len(text), _digest(body)) + body)
 
 
 def last_logits(engine: Engine, tokens: Tokens, **how: Any) -> npt.NDArray[np.float32]:
@@ -114,29 +132,19 @@ def describe_tree(head: Node | None, tips: Iterable[Node | None]) -> dict[str, A
 
 def read_file(path: str | os.PathLike[str]) -> Saved:
     """Read a file and verify it; StateError says what is wrong with it, StorageError why it cannot be read."""
-    name = os.path.abspath(os.fspath(path))
+    name = check_path(path)
     with storage_errors("read", name):
         if not stat.S_ISREG(os.stat(name).st_mode):
-            raise StateError(f"{name!r} is no file")
-        with open(name, "rb") as file:
-            data = memoryview(file.read())
-    if len(data) < PREFIX.size:
-        raise StateError(f"{name!r} is cut off: {len(data)} bytes")
-    magic, version, length, digest = PREFIX.unpack_from(data)
-    if magic != MAGIC:
-        raise StateError(f"{name!r} is no session's file: it begins with {magic!r}")
-    if version != VERSION:
-        raise StateError(f"{name!r} is of version {version}, and this is llama-runner for version {VERSION}")
-    body = data[PREFIX.size :]
+            raise StateError(f"{name!r} is no file")  # a pipe would block
+        with open(name, "rb", buffering=0) as file:
+            length, digest, body = _read_parts(name, file)
     if _digest(body) != digest:
         raise StateError(f"{name!r} is damaged or cut off: its checksum is another")
     if length > min(len(body), MAX_HEADER):
         raise StateError(f"{name!r} has a header of {length} bytes")
-    try:
+    with making_sense():
         header = json.loads(bytes(body[:length]))
-        _check_header(header)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, LlamaRunnerError) as problem:
-        raise StateError(f"{name!r} has a header that makes no sense: {problem}") from problem
+        check_header(header)
     at = length + 4 * header["n_tokens"]
     end = at + 4 * header["n_logits"]
     if end > len(body):
@@ -145,29 +153,78 @@ def read_file(path: str | os.PathLike[str]) -> Saved:
     return Saved(header, tokens, np.frombuffer(body[at:end], dtype="<f4").astype(np.float32), body[end:])
 
 
-def _check_header(header: Any) -> None:
+def _read_parts(name: str, file: FileIO) -> tuple[int, bytes, memoryview]:
+    """The header's length, the checksum, and what it is of; nothing else is read of a file that is no session's."""
+    prefix = file.read(PREFIX.size)
+    if len(prefix) < PREFIX.size:
+        raise StateError(f"{name!r} is cut off: {len(prefix)} bytes")
+    magic, version, length, digest = PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise StateError(f"{name!r} is no session's file: it begins with {magic!r}")
+    if version != VERSION:
+        raise StateError(f"{name!r} is of version {version}, and this is llama-runner for version {VERSION}")
+    size = os.fstat(file.fileno()).st_size
+    if size > available_memory():
+        raise OutOfMemoryError(
+            f"{name!r} has {size} bytes, and {available_memory()} bytes of memory are free"
+        )
+    return length, digest, memoryview(file.readall())
+
+
+@contextlib.contextmanager
+def making_sense() -> Iterator[None]:
+    """What a header leads to is the file's fault."""
+    try:
+        yield
+    except (StateError, ClosedError, ModelCapabilityError):
+        raise
+    except (*NONSENSE, LlamaRunnerError) as problem:
+        raise StateError(f"the session's file has a header that makes no sense: {problem}") from problem
+
+
+def check_header(header: Any) -> None:
     """Raise something where the header is not what ``Session.save`` writes."""
-    for name, kind in (
-        ("nodes", list), ("tips", list), ("pinned", list), ("tools", list), ("template", str), ("n_tokens", int),
-        ("n_logits", int), ("params", dict), ("options", dict), ("fingerprint", dict), ("draws", int),
-    ):  # fmt: skip
+    for name, kind in KINDS.items():
         if not isinstance(header[name], kind) or isinstance(header[name], bool):
-            raise TypeError(f"{name} is no {kind.__name__}")
+            raise TypeError(f"{name} is no {getattr(kind, '__name__', kind)}")
+    if set(header["options"]) != OPTIONS:
+        raise ValueError(f"options has {', '.join(sorted(header['options']))}")
     if min(header["n_tokens"], header["n_logits"], header["draws"]) < 0:
         raise ValueError("a number is negative")
+    if not all(isinstance(name, str) for name in header["pinned"]):
+        raise TypeError("what is pinned is no message")
     for i, node in enumerate(header["nodes"]):
-        if node["parent"] is not None and not 0 <= node["parent"] < i:
+        if node["parent"] is not None and place_in(node["parent"], i) is None:
             raise ValueError(f"node {i} comes before its parent")
-        if not isinstance(node["id"], str) or not isinstance(node["finish_reason"], str | None):
+        if not isinstance(node["id"], str) or node["finish_reason"] not in FINISH_REASONS or not node["id"]:
             raise TypeError(f"node {i} is none")
     for place in (header["head"], *header["tips"]):
         if place is not None:
-            chain, at = [], place
-            while at is not None:
-                chain.append(header["nodes"][at]["data"])
-                at = header["nodes"][at]["parent"]
-            check_messages(reversed(chain))
+            check_chain(header["nodes"], place)
     GenerationParams.from_dict(header["params"])
+
+
+def place_in(place: Any, end: int) -> int | None:
+    """``place`` where it is one from 0 to before ``end``."""
+    return place if type(place) is int and 0 <= place < end else None
+
+
+def check_chain(nodes: list[dict[str, Any]], place: Any) -> None:
+    """Raise something where the nodes from the first one to ``place`` are no conversation as it is saved."""
+    at = place_in(place, len(nodes))
+    if at is None:
+        raise ValueError(f"{place!r} is no node")
+    chain = []
+    while at is not None:
+        chain.append(nodes[at])
+        at = nodes[at]["parent"]
+    messages = [node["data"] for node in reversed(chain)]
+    if check_messages(messages) != messages:
+        raise ValueError(
+            f"the conversation that ends in node {place} is not in the form in which it is saved"
+        )
+    if len({node["id"] for node in chain}) < len(chain):
+        raise ValueError(f"two messages before node {place} have one id")
 
 
 def verify(saved: Saved, engine: Engine, **how: Any) -> None:
@@ -179,9 +236,14 @@ def verify(saved: Saved, engine: Engine, **how: Any) -> None:
             f"the session was saved with another model or another kind of context ({', '.join(names)}): load it with "
             "kv=False, and its messages are computed anew"
         )
+    n_vocab = engine.vocab.n_tokens
     if len(saved.tokens) < 2:
+        if len(saved.logits) or len(saved.state):
+            raise StateError("the session's file has a state without its tokens")
         return
-    if len(saved.tokens) >= engine.context.n_ctx or not engine.adopt(saved.tokens[:-1], saved.state, **how):
+    if len(saved.logits) != n_vocab or not 0 <= saved.tokens.min() <= saved.tokens.max() < n_vocab:
+        raise StateError(f"the session's file is of another vocabulary than these {n_vocab} tokens")
+    if len(saved.tokens) > engine.context.n_ctx or not engine.adopt(saved.tokens[:-1], saved.state, **how):
         raise StateError(
             f"the session has {len(saved.tokens)} tokens, for which there is no room in a context of "
             f"{engine.context.n_ctx}: load it with kv=False"

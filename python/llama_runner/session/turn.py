@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner._hold import Hold
+from llama_runner.chat._results_json import clean
 from llama_runner.chat.messages import readable_arguments
-from llama_runner.chat_types import ChatDelta, ChatMessage, ChatPrompt
+from llama_runner.chat_types import ChatDelta, ChatMessage, ChatPrompt, ToolCall
 from llama_runner.core import ChatParser, SamplerChain
 from llama_runner.engine import AsyncStream, LogitsProcessor, Request, Stream
 from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ResponseParseError
@@ -37,6 +40,7 @@ class Turn:
     """A turn that is prepared: nothing of the session has changed yet, and it is nobody else's turn."""
 
     session: Session
+    hold: Hold
     kept: Sequence[Message]  # of the session's messages
     added: Sequence[Mapping[str, Any]]
     options: Options
@@ -51,6 +55,7 @@ class Turn:
     receipt: Receipt | None = None  # of what made room
     read: list[int] = dataclasses.field(default_factory=list)
     over: bool = False
+    began: float = 0.0  # when its first part was submitted, where its time is limited
     _request: Request | None = None
     _done: list[Completion] = dataclasses.field(
         default_factory=list
@@ -65,6 +70,10 @@ class Turn:
         params = self.params
         if self.read and params.max_tokens is not None:
             params = params.replace(max_tokens=params.max_tokens - len(read))
+        if params.timeout is not None:
+            self.began = self.began or time.monotonic()
+            left = params.timeout - (time.monotonic() - self.began)
+            params = params.replace(timeout=max(left, 1e-3))
         self._request = session.engine.submit(
             np.concatenate([self.tokens, read]),
             params,
@@ -174,9 +183,12 @@ class Turn:
             filled = [call for call in filled if readable_arguments(call.arguments) == call.arguments]
         # no template reads arguments that are no object; the model sees what it wrote, in one
         calls = tuple(
-            dataclasses.replace(call, arguments=readable_arguments(call.arguments)) for call in filled
+            ToolCall(clean(call.name), readable_arguments(call.arguments), clean(call.id))
+            for call in filled
+            if call.name
         )
-        return ChatMessage(found.content, found.reasoning_content, calls).to_dict(), problem
+        # a model may say what no conversation can hold; raw_text has it
+        return ChatMessage(clean(found.content), clean(found.reasoning_content), calls).to_dict(), problem
 
     def _joined(self, last: Completion) -> Completion:
         """One completion of all parts: their tokens and their costs together."""
@@ -241,7 +253,7 @@ class Turn:
         """It came to nothing: the session is as it was, and free for another."""
         if not self.over:
             self.over = True
-            self.session._release()
+            self.session._turn.release(self.hold)
 
 
 class ReplyStream(Iterator[ReplyChunk]):
