@@ -20,7 +20,9 @@ from benchmarks.long_prefill import long_prefill
 from benchmarks.open_sessions import open_sessions
 from benchmarks.peers import Peers
 from benchmarks.report import Row, table
+from benchmarks.sessions import sessions
 from benchmarks.streams import busy_python, many_streams, one_stream
+from benchmarks.structured import structured
 from llama_runner.models import resolve_model
 
 BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
@@ -33,6 +35,8 @@ BENCHMARKS: dict[str, Callable[[Conditions], Iterator[Row]]] = {
     "long-prefill": long_prefill,
     "disk-tier": disk_tier,
     "cancel": cancel,
+    "sessions": sessions,
+    "structured": structured,
 }
 
 

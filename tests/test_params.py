@@ -39,6 +39,10 @@ OTHER: dict[str, tuple[Any, Any]] = {
     "ignore_eos": (True, True),
     "logprobs": (0, 0),
     "logit_bias": ({7: -1, 3: 2.5}, ((3, 2.5), (7, -1.0))),
+    "json_schema": ({"type": "integer"}, '{"type":"integer"}'),
+    "regex": ("[0-9]+", "[0-9]+"),
+    "choices": (["yes", "no", "yes"], ("yes", "no")),
+    "lark": ('start: "a"', 'start: "a"'),
     "grammar": ('root ::= "a"', 'root ::= "a"'),
     "timeout": (2, 2.0),
 }

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llama_runner.core import ChatTemplate, Model
+from llama_runner.errors import InvalidArgumentError
 from llama_runner.session.rendering import Options, Renderer, common_bytes
 from session_use import TEMPLATES
 
@@ -125,3 +126,53 @@ def test_tools_of_a_choice_do_not_change_the_prompt(smollm2: Path) -> None:
     assert both.prompt == one.prompt
     assert both.grammar is not None and one.grammar is not None
     assert "left" in both.grammar and "left" not in one.grammar and "right" in one.grammar
+
+
+CALL = {"id": "call00001", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add.",
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+    },
+}
+CONVERSATIONS = {
+    "plain": (conversation(["hello", "Hi.", "and?"]), ()),
+    "answered": (conversation(["hello", "Hi."]), ()),
+    "system": ([{"role": "system", "content": "Be kind."}, *conversation(["hello"])], ()),
+    "thought": (
+        [*conversation(["hello"]), {"role": "assistant", "content": "Hi.", "reasoning_content": "Hm."}],
+        (),
+    ),
+    "tools": (conversation(["hello"]), (TOOL,)),
+    "called": (
+        [
+            *conversation(["1?"]),
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "call00001", "name": "add", "content": "2"},
+        ],
+        (TOOL,),
+    ),
+}
+
+
+def test_the_text_alone_is_the_prompt(smollm2: Path) -> None:
+    """``text`` renders once where ``render`` does so twice or three times: the same comes of it, for every template."""
+    model = Model(smollm2, vocab_only=True)
+    rendered = 0
+    for path in sorted(TEMPLATES.glob("*.jinja")):
+        renderer = Renderer(ChatTemplate(model, path.read_text("utf-8")), model.vocab)
+        for name, (messages, tools) in CONVERSATIONS.items():
+            thinks = name != "plain"
+            options = Options(tools=tools, enable_thinking=thinks, template_kwargs={} if thinks else {"x": 1})
+            for generates in (True, False):
+                try:
+                    whole = renderer.render(messages, options, add_generation_prompt=generates).prompt
+                except InvalidArgumentError:
+                    continue
+                assert renderer.text(messages, options, generates) == whole, (path.name, name)
+                rendered += 1
+    assert rendered > 600
+    named = Options(template_kwargs={"enable_thinking": False})
+    assert renderer.text(conversation(["hello"]), named, True)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 __all__ = [
     "ArgumentTypeError",
     "ClosedError",
+    "ConstraintError",
     "ContextBusyError",
     "ContextOverflowError",
     "DecodeAbortedError",
@@ -308,6 +309,18 @@ class UsageError(LlamaRunnerError):
 
 class InvalidArgumentError(UsageError, ValueError):
     """A value out of its range; the message names the value and what would be right."""
+
+
+class ConstraintError(InvalidArgumentError):
+    """A schema, regular expression or grammar that is malformed, or asks for what cannot be enforced.
+
+    ``keyword`` is the one of a JSON schema that is to blame and ``path`` where it stands, or None.
+    """
+
+    def __init__(self, message: str, keyword: str | None = None, path: str | None = None):
+        super().__init__(message)
+        self.keyword = keyword
+        self.path = path
 
 
 class UnsupportedLanguageError(InvalidArgumentError):

@@ -6,10 +6,12 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Never
+from typing import Any, Literal, Never, Self
 
 import numpy as np
 
+from ._json_schema import schema_text
+from ._response import Response, is_type, schema_of
 from .errors import ArgumentTypeError, InvalidArgumentError, unknown_name
 
 __all__ = ["GenerationParams"]
@@ -24,10 +26,20 @@ _LOGPROBS_MAX = 100
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 _LogitBias = Mapping[int, float] | Iterable[tuple[int, float]]
+Constraint = Literal["json_schema", "regex", "choices", "lark", "grammar"]
+
+
+class _Typed:
+    """What rides along with parameters, and is none of them: neither compared nor stored."""
+
+    __slots__ = ("response_type",)
+
+    response_type: Any
+    """The type that json_schema was made of: what ``Completion.parsed`` is to be."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False, repr=False)
-class GenerationParams:
+class GenerationParams(_Typed):
     """Sampling and stopping parameters, all optional, all checked when the object is made.
 
     Built by keywords, ``GenerationParams(temperature=0.2, stop="\\n")``, or step by step,
@@ -68,6 +80,14 @@ class GenerationParams:
     """``None`` is off, 0 gives the chosen token's log-probability, n the n likeliest besides."""
     logit_bias: tuple[tuple[int, float], ...]
     """Added to the logits of these tokens, as sorted pairs of token and bias."""
+    json_schema: str | None
+    """The text is JSON that fits this schema, kept as JSON text; given as a dict, as JSON text, or as a type."""
+    regex: str | None
+    """The text is what this regular expression matches as a whole."""
+    choices: tuple[str, ...]
+    """The text is one of these."""
+    lark: str | None
+    """A Lark grammar, in llguidance's variant, that the text must follow."""
     grammar: str | None
     """A GBNF grammar that the text must follow."""
     timeout: float | None
@@ -95,6 +115,10 @@ class GenerationParams:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         logit_bias: _LogitBias | None = (),
+        json_schema: Any = None,
+        regex: str | None = None,
+        choices: Iterable[str] | None = (),
+        lark: str | None = None,
         grammar: str | None = None,
         timeout: float | None = None,
         **unknown: Never,
@@ -120,7 +144,21 @@ class GenerationParams:
         put(self, "ignore_eos", _bool("ignore_eos", ignore_eos))
         put(self, "logprobs", none if logprobs is none else _int("logprobs", logprobs, 0, _LOGPROBS_MAX))
         put(self, "logit_bias", _bias(logit_bias))
+        put(self, "response_type", json_schema if is_type(json_schema) else none)
+        put(self, "json_schema", none if json_schema is none else _json_schema(json_schema))
+        put(
+            self,
+            "regex",
+            none if regex is none else _source("regex", regex, "a regular expression", "[0-9]+"),
+        )
+        put(self, "choices", _choices(choices))
+        put(
+            self,
+            "lark",
+            none if lark is none else _source("lark", lark, "a Lark grammar", 'start: "yes" | "no"'),
+        )
         put(self, "grammar", none if grammar is none else _grammar(grammar))
+        _one_constraint([name for name in _CONSTRAINTS if getattr(self, name)])
         put(self, "timeout", none if timeout is none else _float("timeout", timeout, 0.0, above=True))
 
     @classmethod
@@ -137,7 +175,10 @@ class GenerationParams:
         for name in kwargs:
             if name not in _NAMES:
                 raise unknown_name(name, _NAMES, where)
-        return cls(**{name: getattr(params, name) for name in _NAMES} | dict(kwargs))
+        kept = {name: getattr(params, name) for name in _NAMES}
+        if params.response_type is not None:
+            kept["json_schema"] = params.response_type
+        return cls(**kept | dict(kwargs))
 
     def replace(self, **changes: Any) -> GenerationParams:
         """A copy with these values changed, checked anew."""
@@ -148,9 +189,35 @@ class GenerationParams:
         """Whether the likeliest token is always taken, so that no seed matters."""
         return self.temperature == 0.0
 
+    @property
+    def constraint(self) -> Constraint | None:
+        """Which of its parameters says what form the text has; None where none does."""
+        return next((name for name in _CONSTRAINTS if getattr(self, name)), None)
+
+    def response(self, text: str, finish_reason: str) -> Response | None:
+        """What ``text``, generated with these, is to become; None where it is text and no more."""
+        kind = self.constraint
+        if kind is None:
+            return None
+        return Response(kind, text, finish_reason, self.response_type, self.choices)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self  # nothing of it can be changed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the type may be one that another process does not have; who sends parameters there keeps it
+        return _from_pickle, (self.to_dict(),)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for ``json.dumps``; token ids of the bias become strings, as JSON wants."""
+        """Plain values, ready for ``json.dumps``; token ids of the bias become strings, as JSON wants.
+
+        A type is left out: the schema that was made of it is there.
+        """
         values: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
+        values["choices"] = list(self.choices)
         values["stop"] = list(self.stop)
         values["stop_tokens"] = list(self.stop_tokens)
         values["logit_bias"] = {str(token): bias for token, bias in self.logit_bias}
@@ -168,7 +235,7 @@ class GenerationParams:
         return cls.from_kwargs(None, given)
 
     def __repr__(self) -> str:
-        # Nineteen values, most of them untouched, would hide the one that matters.
+        # Two dozen values, most of them untouched, would hide the one that matters.
         changed = (n for n in _NAMES if getattr(self, n) != getattr(_DEFAULTS, n))
         return f"GenerationParams({', '.join(f'{n}={getattr(self, n)!r}' for n in changed)})"
 
@@ -226,6 +293,20 @@ class GenerationParams:
 
     def with_logit_bias(self, value: _LogitBias | None) -> GenerationParams:
         return self.replace(logit_bias=value)
+
+    def with_json_schema(self, value: Any) -> GenerationParams:
+        return self.replace(json_schema=value)
+
+    def with_regex(self, value: str | None) -> GenerationParams:
+        return self.replace(regex=value)
+
+    def with_choices(self, *values: str | Iterable[str]) -> GenerationParams:
+        """``with_choices("yes", "no")``, ``with_choices(["yes", "no"])``; ``with_choices()`` takes them away."""
+        one = values[0] if len(values) == 1 and not isinstance(values[0], str) else values
+        return self.replace(choices=one)
+
+    def with_lark(self, value: str | None) -> GenerationParams:
+        return self.replace(lark=value)
 
     def with_grammar(self, value: str | None) -> GenerationParams:
         return self.replace(grammar=value)
@@ -343,13 +424,47 @@ def _bias(value: object) -> tuple[tuple[int, float], ...]:
 
 
 def _grammar(value: object) -> str:
+    return _source("grammar", value, "GBNF text", 'root ::= "yes" | "no"')
+
+
+def _source(name: str, value: object, what: str, example: str) -> str:
     if not isinstance(value, str):
-        raise ArgumentTypeError(f"grammar must be GBNF text, not {_shown(value)}")
+        raise ArgumentTypeError(f"{name} must be {what}, not {_shown(value)}")
     if not value.strip():
-        raise InvalidArgumentError('grammar must be GBNF text such as \'root ::= "yes" | "no"\', not empty')
+        raise InvalidArgumentError(f"{name} must be {what} such as {example!r}, not empty")
     if "\0" in value:  # C would read up to there and silently apply half a grammar
-        raise InvalidArgumentError(f"grammar must not contain a NUL, which is at {value.index(chr(0))}")
-    return _encodable("grammar", value)
+        raise InvalidArgumentError(f"{name} must not contain a NUL, which is at {value.index(chr(0))}")
+    return _encodable(name, value)
+
+
+def _json_schema(value: object) -> str:
+    return schema_text(schema_of(value) if is_type(value) else value)
+
+
+def _choices(value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | bytearray | Mapping):
+        raise ArgumentTypeError(f"choices must be several strings, not {_shown(value)}")
+    choices: dict[str, None] = {}
+    for choice in value:
+        if not isinstance(choice, str):
+            raise ArgumentTypeError(f"choices must hold strings only, not {_shown(choice)}")
+        if not choice or "\0" in choice:
+            raise InvalidArgumentError("choices must not hold an empty string, nor one with a NUL")
+        choices[_encodable("choices", choice)] = None
+    return tuple(choices)
+
+
+def _one_constraint(names: Sequence[str]) -> None:
+    if len(names) > 1:
+        raise InvalidArgumentError(
+            f"{names[0]} and {names[1]} both say what form the text has: at most one of {', '.join(_CONSTRAINTS)}"
+        )
+
+
+def _from_pickle(values: Mapping[str, Any]) -> GenerationParams:
+    return GenerationParams.from_dict(values)
 
 
 def _token_from_json(key: object) -> object:
@@ -357,5 +472,6 @@ def _token_from_json(key: object) -> object:
     return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
 
 
+_CONSTRAINTS: tuple[Constraint, ...] = ("json_schema", "regex", "choices", "lark", "grammar")
 _NAMES = tuple(field.name for field in dataclasses.fields(GenerationParams))
 _DEFAULTS = GenerationParams()

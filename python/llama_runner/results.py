@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ._response import Response
 from .errors import InvalidArgumentError
 
 __all__ = [
@@ -42,10 +43,14 @@ class Usage:
     """Tokens of the prompt that were in the cache already, so that their prefill was skipped."""
     computed_tokens: int
     completion_tokens: int
+    forced_tokens: int = 0
+    """Of the completion's, those that a constraint left no choice about: decoded together with the one before them."""
 
     def __post_init__(self) -> None:
         if min(self.prompt_tokens, self.cached_tokens, self.computed_tokens, self.completion_tokens) < 0:
             raise InvalidArgumentError(f"a token count cannot be negative: {self}")
+        if not 0 <= self.forced_tokens <= self.completion_tokens:
+            raise InvalidArgumentError(f"forced_tokens are some of completion_tokens: {self}")
         if self.prompt_tokens != self.cached_tokens + self.computed_tokens:
             raise InvalidArgumentError(f"prompt_tokens must be cached_tokens + computed_tokens: {self}")
 
@@ -59,6 +64,7 @@ class Usage:
             "cached_tokens": self.cached_tokens,
             "computed_tokens": self.computed_tokens,
             "completion_tokens": self.completion_tokens,
+            "forced_tokens": self.forced_tokens,
             "total_tokens": self.total_tokens,
         }
 
@@ -202,9 +208,20 @@ class Completion:
     """The seed really used: passed back in, it repeats the generation."""
     explanation: Explanation | None = None
     """Why as much of the prompt was computed as was; not compared."""
+    response: Response | None = None
+    """What the text of a constrained generation is to become; not compared."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", _frozen_tokens(self.tokens))
+
+    @property
+    def parsed(self) -> Any:
+        """The answer as what was asked for: a value of the type given as ``json_schema``, or JSON's plain values for a
+        schema; the text itself for ``regex``, ``choices``, ``lark`` and ``grammar``; None without any of these.
+
+        Raises ResponseParseError where the generation was cut off before that. Made anew at each call.
+        """
+        return None if self.response is None else self.response.parse()
 
     def _compared(self) -> tuple[object, ...]:
         told = (self.text, self.tokens.tobytes(), self.finish_reason, self.stop_match)
@@ -219,6 +236,12 @@ class Completion:
     def __reduce__(self) -> tuple[type[Completion], tuple[object, ...]]:
         # NumPy forgets read-only over a pickle; going through the constructor sets it again.
         return Completion, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    def as_type(self, kind: Any) -> Completion:
+        """The same with ``parsed`` giving a value of this type; itself where there is nothing to change."""
+        if self.response is None or kind is None:
+            return self
+        return dataclasses.replace(self, response=dataclasses.replace(self.response, type=kind))
 
     def explain(self) -> Explanation:
         """Which part of the prompt was cached, where it first differed from that, and why the rest was computed."""

@@ -3,7 +3,7 @@
 Models and files: ``Model``, ``Capabilities``, ``LoraAdapter``, ``ControlVector``, ``quantize``, ``estimate_memory``.
 Text: ``Vocab``, ``Detokenizer``, ``ChatTemplate``, ``ChatParser``, ``json_schema_to_grammar``.
 Computing: ``Context``, ``Memory``, ``Batch``, ``CellAccount``, ``Stepper``; on logits ``log_softmax`` and its like.
-Sampling: ``SamplerChain``, ``sample_rows``, ``apply_rows``.
+Sampling: ``SamplerChain``, ``sample_rows``, ``apply_rows``, ``Constraint``.
 Heavy calls release the GIL. Importing this loads the native library but no backend; the first model does.
 """
 
@@ -32,6 +32,7 @@ from llama_runner.core.batch import Batch
 from llama_runner.core.capabilities import Capabilities
 from llama_runner.core.chat import ChatTemplate
 from llama_runner.core.chat_parser import ChatParser
+from llama_runner.core.constraint import Constraint, ConstraintVocab
 from llama_runner.core.context import Context
 from llama_runner.core.control_vector import ControlVector
 from llama_runner.core.detokenizer import Detokenizer
@@ -59,6 +60,8 @@ __all__ = [
     "CellTable",
     "ChatParser",
     "ChatTemplate",
+    "Constraint",
+    "ConstraintVocab",
     "Context",
     "ContextPerf",
     "ControlVector",

@@ -5,6 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
+from llama_runner.core.constraint import Constraint
 from llama_runner.core.vocab import Vocab, _Text
 
 @disjoint_base
@@ -77,6 +78,7 @@ class SamplerLinks:
         patterns: Iterable[_Text] = (),
         tokens: Iterable[SupportsIndex] = (),
     ) -> Self: ...
+    def constraint(self, constraint: Constraint) -> Self: ...
     def python(
         self,
         function: Callable[[NDArray[np.float32], NDArray[np.int32]], NDArray[np.floating[Any]] | None],

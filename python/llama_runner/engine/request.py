@@ -247,7 +247,8 @@ class Request:
         cached = self.cached_tokens
         if self.follows:  # of a prompt that another was to read, it read what that one did not
             cached = max(0, len(self.prompt) - int(self.job.progress["n_computed"]))
-        return Usage(len(self.prompt), cached, len(self.prompt) - cached, len(self._tokens))
+        forced = min(int(self.job.progress["n_forced"]), len(self._tokens))  # of those that were taken
+        return Usage(len(self.prompt), cached, len(self.prompt) - cached, len(self._tokens), forced)
 
     def completion(self) -> Completion:
         """The result, once the reader has had the last of it."""
@@ -265,6 +266,7 @@ class Request:
         reason: Any = self._end
         tokens = np.asarray(self._tokens, dtype=np.int32)
         text = "".join(self._text)
+        response = self.params.response(text, reason)
         if self.params.echo:
             text = self.vocab.detokenize(self.prompt, unparse_special=True) + text
         return Completion(
@@ -283,6 +285,7 @@ class Request:
             logprobs=None if self._logprobs is None else tuple(self._logprobs),
             seed=self.seed,
             explanation=self.explain(),
+            response=response,
         )
 
     def explain(self) -> Explanation:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from llama_runner.chat_types import GrammarTrigger
 from llama_runner.core import SamplerChain, Vocab
 from llama_runner.params import GenerationParams
+from llama_runner.structured import constrain
 
 __all__ = ["sampler_chain"]
 
@@ -43,7 +44,7 @@ def sampler_chain(
         bias.update(dict.fromkeys(vocab.eog_tokens, -np.inf))
     if bias:
         chain.logit_bias(vocab, bias)
-    # after the prompt was accepted: a grammar is about the answer alone
+    # after the prompt was accepted: a constraint is about the answer alone
     if params.grammar is not None and triggers is not None:
         chain.grammar_lazy(
             vocab,
@@ -51,8 +52,8 @@ def sampler_chain(
             patterns=[trigger.pattern for trigger in triggers if trigger.pattern is not None],
             tokens=[trigger.token for trigger in triggers if trigger.token is not None],
         )
-    elif params.grammar is not None:
-        chain.grammar(vocab, params.grammar)
+    else:
+        constrain(chain, vocab, params)
     if params.is_greedy:
         return chain.greedy()
     if params.top_k:

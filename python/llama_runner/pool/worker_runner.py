@@ -41,8 +41,11 @@ class WorkerStream(Iterator[Chunk]):
     thread at a time. When the worker dies, ``next()`` raises WorkerDiedError after the chunks that had arrived.
     """
 
-    def __init__(self, process: WorkerProcess, call: Call, progress: Progress | None = None) -> None:
+    def __init__(
+        self, process: WorkerProcess, call: Call, progress: Progress | None = None, response_type: Any = None
+    ) -> None:
         self._process, self._call = process, call
+        self._response_type = response_type  # it stays here: the worker may not have it
         self._ended = False
         self._completion: Completion | None = None
         self._explanation: Any = None
@@ -119,7 +122,7 @@ class WorkerStream(Iterator[Chunk]):
         if self._completion is None:
             assert self._error is not None
             raise self._error
-        return self._completion
+        return self._completion.as_type(self._response_type)
 
     def explain(self) -> Any:
         """What ``Stream.explain()`` tells, once the stream has ended."""
@@ -284,7 +287,8 @@ class WorkerRunner:
         check_int("n", n, 1, 2**31 - 1)
         if n > 1:
             given = {"params": settings, "n": n, **routing(priority, owner)}
-            return cast("list[Completion]", self._call("generate_many", list(prompts), **given))
+            found = cast("list[Completion]", self._call("generate_many", list(prompts), **given))
+            return [completion.as_type(settings.response_type) for completion in found]
         streams: list[WorkerStream] = []
         try:
             for prompt in prompts:
@@ -307,7 +311,7 @@ class WorkerRunner:
         process = self._living()
         where = routing(priority, owner)
         call = process.begin(Call(), "stream", prompt, params, quiet, progress is not None, where)
-        return WorkerStream(process, call, progress)
+        return WorkerStream(process, call, progress, params.response_type)
 
     async def astream(
         self,
@@ -340,7 +344,7 @@ class WorkerRunner:
         messages = self._astream(prompt, settings, True, priority, owner)
         async with contextlib.aclosing(messages):
             async for _, _, completion, *_ in messages:
-                return cast("Completion", completion)
+                return cast("Completion", completion).as_type(settings.response_type)
         raise AssertionError("a generation has an end")
 
     async def _astream(

@@ -172,10 +172,10 @@ class Conversation:
         if not dicts:
             return NONE
         try:
-            prompt = self._renderer.render(dicts, self.options, add_generation_prompt=replies_to(dicts))
+            text = self._renderer.text(dicts, self.options, replies_to(dicts))
         except InvalidArgumentError:
             return NONE
-        return self._renderer.tokens(prompt.prompt)
+        return self._renderer.tokens(text)
 
     def plan(self, messages: Iterable[Mapping[str, Any]] | None = None) -> Plan:
         """What a reply would compute: of the conversation as it is, or of ``messages`` in its place. Changes nothing.
@@ -189,7 +189,7 @@ class Conversation:
             dicts = self._dicts() if messages is None else check_messages(messages)
             if not dicts:
                 raise InvalidArgumentError("the conversation is empty: there is nothing to plan")
-            text = self._renderer.render(dicts, self.options).prompt
+            text = self._renderer.text(dicts, self.options, True)
             tokens = self._renderer.tokens(text)
         spans = self._renderer.spans(dicts, text, tokens)
         explanation = self.engine.foresee(tokens, adapters=self.adapters)
@@ -430,10 +430,10 @@ class Conversation:
                 else [{"role": "user", "content": filler}]
             )
             try:
-                prompt = self._renderer.render([*before, *due], self.options)
+                text = self._renderer.text([*before, *due], self.options, True)
             except InvalidArgumentError:
                 return NONE
-            found.append(self._renderer.tokens(prompt.prompt))
+            found.append(self._renderer.tokens(text))
         return found[0][: common_length(*found)]
 
     # --- room

@@ -20,6 +20,7 @@ __all__ = ["Options", "Renderer", "common_bytes"]
 
 Tokens = npt.NDArray[np.int32]
 Messages = Sequence[Mapping[str, Any]]
+OWN_NAMES = frozenset({"messages", "tools", "add_generation_prompt", "enable_thinking"})
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt"})
 """Variables that would have a template write another conversation than the session's."""
 REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
@@ -100,6 +101,20 @@ class Renderer:
             grammar=narrow.grammar,
             grammar_lazy=narrow.grammar_lazy,
             grammar_triggers=narrow.grammar_triggers,
+        )
+
+    def text(self, messages: Messages, options: Options, add_generation_prompt: bool) -> str:
+        """The prompt's text alone, for less than ``render`` takes."""
+        if (
+            OWN_NAMES & options.template_kwargs.keys()
+        ):  # the template gets what the caller calls by the same name
+            return self.render(messages, options, add_generation_prompt=add_generation_prompt).prompt
+        return self.template.apply(
+            messages,
+            tools=list(options.tools) or None,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=options.enable_thinking,
+            **options.template_kwargs,
         )
 
     def tokens(self, text: str) -> Tokens:

@@ -37,7 +37,6 @@ __all__ = ["Session"]
 Tokens = npt.NDArray[np.int32]
 Content = str | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None
 Tools = ToolSet | Iterable[Tool | Callable[..., Any] | Mapping[str, Any]]
-CONSTRAINTS = ("grammar", "json_schema", "regex", "choices", "lark")
 """Fields of ``GenerationParams`` that bind the whole answer."""
 
 
@@ -233,7 +232,7 @@ class Session(Conversation):
             self._check_tools(offered)
         choice = offered.choice(tool_choice)
         thinks = self.options.enable_thinking if enable_thinking is None else enable_thinking
-        bound = next((name for name in CONSTRAINTS if getattr(settings, name, None) is not None), None)
+        bound = settings.constraint
         if bound is not None:
             if choice.mode == "required":
                 raise InvalidArgumentError(

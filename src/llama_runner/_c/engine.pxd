@@ -76,6 +76,7 @@ cdef extern from "engine/engine.h" nogil:
         int32_t n_resident
         int32_t n_reached
         int32_t n_sampled
+        int32_t n_forced
         int32_t n_computed
         bool marked
         int64_t added_us
@@ -164,7 +165,9 @@ cdef extern from "engine/engine.h" nogil:
         int64_t rows
         int64_t rows_fed
         int64_t rows_sampled
+        int64_t rows_forced
         int64_t tokens_sampled
+        int64_t tokens_forced
         int64_t decode_us
         int64_t sample_us
         int64_t idle_us

@@ -165,6 +165,7 @@ cdef extern from "llama_runner.h" nogil:
         float p
         size_t min_keep
         bool calls_back
+        bool constrained
     cdef enum lr_pick_code:
         LR_PICK_DONE
         LR_PICK_NO_NUMBER
@@ -205,6 +206,42 @@ cdef extern from "llama_runner.h" nogil:
         size_t n_tokens,
         char **error)
 
+    size_t lr_llg_symbols(const char *const **names)
+    int lr_llg_bind(void *const *addresses, char **error)
+    const char *lr_llg_version()
+    ctypedef struct lr_constraint_vocab:
+        pass
+    lr_constraint_vocab *lr_constraint_vocab_new(const llama_vocab *vocab, char **error)
+    void lr_constraint_vocab_free(lr_constraint_vocab *vocab)
+    bool lr_constraint_vocab_canonical(const lr_constraint_vocab *vocab)
+    const llama_token *lr_constraint_vocab_ends(const lr_constraint_vocab *vocab, size_t *n)
+    const uint8_t *lr_constraint_vocab_piece(const lr_constraint_vocab *vocab, llama_token token, size_t *size)
+    int32_t lr_constraint_vocab_tokenize(
+        const lr_constraint_vocab *vocab, const uint8_t *text, size_t size, llama_token *out, size_t room)
+    ctypedef struct lr_constraint_limits:
+        int64_t max_items_in_row, initial_lexer_fuel, step_lexer_fuel, step_max_items, max_lexer_states
+        int64_t max_grammar_size
+    ctypedef struct lr_constraint:
+        pass
+    lr_constraint *lr_constraint_new(
+        lr_constraint_vocab *vocab, const char *kind, const char *data, const lr_constraint_limits *limits,
+        char **error)
+    void lr_constraint_free(lr_constraint *constraint)
+    lr_constraint *lr_constraint_clone(const lr_constraint *constraint)
+    const uint32_t *lr_constraint_mask(lr_constraint *constraint)
+    int lr_constraint_consume(lr_constraint *constraint, const llama_token *tokens, size_t n)
+    int32_t lr_constraint_forced(lr_constraint *constraint, llama_token *out, size_t room)
+    int lr_constraint_rollback(lr_constraint *constraint, size_t n)
+    void lr_constraint_reset(lr_constraint *constraint)
+    bool lr_constraint_accepting(lr_constraint *constraint)
+    bool lr_constraint_stopped(const lr_constraint *constraint)
+    size_t lr_constraint_taken(const lr_constraint *constraint)
+    const char *lr_constraint_error(const lr_constraint *constraint)
+    llama_sampler *lr_constraint_link(const lr_constraint *constraint)
+    lr_constraint *lr_picker_constraint(const lr_picker *picker)
+    int lr_picker_pick_only(lr_picker *picker, llama_token only, int n_vocab, llama_token *token)
+    void lr_picker_fail(lr_picker *picker, const char *why)
+
     int lr_model_check(const llama_model *model, char **error)
 
     enum lr_kind:
@@ -216,6 +253,7 @@ cdef extern from "llama_runner.h" nogil:
         LR_OUTPUTS
         LR_CHAT
         LR_JOB
+        LR_CONSTRAINT
         LR_KINDS
     void lr_live_add(int kind, int n)
     int64_t lr_live_count(int kind)

@@ -53,7 +53,8 @@ cdef dict LEVELS = {
 }
 cdef list DEVICE_TYPES = ["cpu", "gpu", "igpu", "accel", "meta"]
 # of lr_kind
-cdef list KINDS = ["guards", "models", "contexts", "batches", "samplers", "outputs", "chat_templates", "jobs"]
+cdef list KINDS = ["guards", "models", "contexts", "batches", "samplers", "outputs", "chat_templates", "jobs",
+                   "constraints"]
 
 cdef bint started = False
 

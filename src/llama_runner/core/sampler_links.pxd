@@ -27,6 +27,7 @@ cdef class SamplerLinks:
     cdef object push(self, llama_sampler *link, Link made)
     cdef int check_fits(self, Link made) except -1
     cdef int replan(self) except -1
+    cdef int rotate(self) except -1
     cdef str native_name(self, int i)
     cdef object add_grammar(self, Vocab vocab, grammar, root, bint lazy, list patterns, list tokens)
 

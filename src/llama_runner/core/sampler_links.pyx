@@ -17,6 +17,7 @@ from llama_runner._c.llama cimport (
     llama_sampler_chain_default_params,
     llama_sampler_chain_get,
     llama_sampler_chain_init,
+    llama_sampler_chain_n,
     llama_sampler_chain_params,
     llama_sampler_chain_remove,
     llama_sampler_free,
@@ -49,6 +50,7 @@ from llama_runner._c.native cimport (
     LR_FIRST_TOP_K,
     LR_PICK_DONE,
     LR_SAMPLER,
+    lr_constraint_link,
     lr_forked,
     lr_grammar_new,
     lr_guard_end_exclusive,
@@ -65,6 +67,7 @@ from llama_runner._c.native cimport (
     lr_plan,
 )
 from llama_runner.core._native cimport drain_log, ensure_runtime, enter_exclusive, enter_shared, take_string
+from llama_runner.core.constraint cimport Constraint
 from llama_runner.core.link cimport Link, PythonLink, describe, on_link
 from llama_runner.core.vocab cimport Vocab
 
@@ -206,12 +209,14 @@ cdef class SamplerLinks:
         cdef lr_plan plan
         cdef Link link
         cdef int i, n = len(self.chain)
+        cdef int first = n > 0 and (<Link> self.chain[0]).name == "constraint"
         plan.n_sparse = plan.k = 0
         plan.first = LR_FIRST_OTHER
         plan.p = 0
         plan.min_keep = 0
         plan.calls_back = any([(<Link> link).python is not None for link in self.chain])
-        for i in range(n):
+        plan.constrained = first and not self.perf_on
+        for i in range(first, n):
             link = self.chain[i]
             # a name with a question mark is that of a link that does nothing, by its arguments
             if link.name not in SPARSE and not self.native_name(i).startswith("?"):
@@ -532,6 +537,42 @@ cdef class SamplerLinks:
             lr_guard_end_shared(vocab.model.guard)
             free(c_patterns)
             free(c_tokens)
+
+    def constraint(self, Constraint constraint not None):
+        """Allow only what a ``Constraint`` allows from where it is now; the chain takes a copy of it.
+
+        It becomes the first link, wherever it is called: what it rules out, no other link sees. Tokens that the chain
+        accepted before are none of its. A chain has one constraint; a ``grammar`` may be there besides.
+        """
+        cdef Link made = describe("constraint", (constraint.kind, constraint.text, constraint.limits), None,
+                                  constraint.vocab.n_tokens)
+        cdef llama_sampler *link
+        made.vocab = constraint.vocab
+        if any([(<Link> other).name == "constraint" for other in self.chain]):
+            raise errors.InvalidArgumentError("this chain has a constraint already: remove() it first")
+        constraint.enter()
+        try:
+            with nogil:
+                link = lr_constraint_link(constraint.ptr)
+        finally:
+            constraint.leave()
+        self.push(link, made)
+        self.enter()
+        try:
+            self.rotate()
+        finally:
+            self.leave()
+        return self
+
+    cdef int rotate(self) except -1:
+        """Make the last link the first."""
+        cdef int others = llama_sampler_chain_n(self.ptr) - 1
+        while others > 0:  # one by one they go to the end
+            llama_sampler_chain_add(self.ptr, llama_sampler_chain_remove(self.ptr, 0))
+            others -= 1
+        self.chain.insert(0, self.chain.pop())
+        self.replan()
+        return 0
 
     # --- a link of one's own
 

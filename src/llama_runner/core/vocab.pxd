@@ -1,5 +1,5 @@
 from llama_runner._c.llama cimport llama_token, llama_vocab
-from llama_runner._c.native cimport lr_vocab
+from llama_runner._c.native cimport lr_constraint_vocab, lr_vocab
 from llama_runner.core.model cimport Model
 from llama_runner.core.text_job cimport TextJob
 
@@ -11,6 +11,7 @@ cdef class Vocab:
     cdef readonly Model model
     cdef readonly int n_tokens
     cdef lr_vocab *native
+    cdef lr_constraint_vocab *constraints  # NULL until the first constraint is made
     cdef int kind
     cdef object __weakref__
 

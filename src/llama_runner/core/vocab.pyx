@@ -39,7 +39,9 @@ from llama_runner._c.llama cimport (
     llama_vocab_sep,
 )
 from llama_runner._c.native cimport (
+    lr_constraint_vocab_free,
     lr_detokenize_new,
+    lr_forked,
     lr_guard_end_shared,
     lr_pieces,
     lr_tokenize_new,
@@ -90,6 +92,9 @@ cdef class Vocab:
         self.model = model
 
     def __dealloc__(self):
+        if not lr_forked():
+            with nogil:
+                lr_constraint_vocab_free(self.constraints)
         lr_vocab_free(self.native)
 
     def __len__(self):

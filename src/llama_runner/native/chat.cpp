@@ -2,6 +2,7 @@
 
 #include "bounds.h"
 #include "chat.h"
+#include "chat_prompt.h"
 #include "json.h"
 #include "shared.h"
 
@@ -213,13 +214,19 @@ std::string describe(const common_chat_params & params, bool continues) {
 }
 
 // Renders and hands the result to `take`, all of it under the bounds.
-int render(const lr_chat * chat, const char * request, int64_t time_us,
+int render(const lr_chat * chat, const char * request, int64_t time_us, bool prompt_only,
            const std::function<void(common_chat_params &, const common_chat_templates_inputs &)> & take, char ** error) {
     *error = nullptr;
     std::string message;
     const auto failure = lr_run_bounded(template_limits(strlen(request), time_us), [&] {
         const auto inputs = parse_request(common_json::parse(request));
-        auto       params = common_chat_templates_apply(chat->templates.get(), inputs);
+        common_chat_params params;
+        lr_want_prompt_only(prompt_only);
+        try {
+            params = common_chat_templates_apply(chat->templates.get(), inputs);
+        } catch (lr_prompt_found & found) {
+            params.prompt = std::move(found.prompt);
+        }
         take(params, inputs);
     }, message);
     return fail(failure, message, error);
@@ -229,7 +236,7 @@ int render(const lr_chat * chat, const char * request, int64_t time_us,
 
 int lr_chat_apply(const lr_chat * chat, const char * request, int64_t time_us, char ** prompt, char ** error) {
     std::string result;
-    const int   why = render(chat, request, time_us, [&](common_chat_params & params, const auto &) {
+    const int   why = render(chat, request, time_us, true, [&](common_chat_params & params, const auto &) {
         result = params.prompt;
     }, error);
     *prompt = why == LR_WHY_OK ? lr_copy_string(result) : nullptr;
@@ -238,7 +245,7 @@ int lr_chat_apply(const lr_chat * chat, const char * request, int64_t time_us, c
 
 int lr_chat_render(const lr_chat * chat, const char * request, int64_t time_us, char ** description, char ** error) {
     std::string result;
-    const int   why = render(chat, request, time_us, [&](common_chat_params & params, const auto & inputs) {
+    const int   why = render(chat, request, time_us, false, [&](common_chat_params & params, const auto & inputs) {
         if (chat->reader) {
             lr_take_notes();  // those of the prompt: the reader makes the same again
             read_with(chat->reader.get(), inputs, params);

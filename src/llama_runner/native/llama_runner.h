@@ -284,6 +284,7 @@ typedef struct lr_plan {
     float   p;
     size_t  min_keep;
     bool    calls_back;  // a link calls Python
+    bool    constrained; // the very first link is a constraint; n_sparse and first are about those after it
 } lr_plan;
 
 enum lr_pick_code {
@@ -332,6 +333,59 @@ LR_API struct llama_sampler * lr_grammar_new(const struct llama_vocab * vocab, c
                                              const char ** patterns, size_t n_patterns, const llama_token * tokens,
                                              size_t n_tokens, char ** error);
 
+// --- llguidance.cpp, constraint_vocab.cpp, constraint.cpp: grammars by llguidance -----------------
+
+// The functions of llguidance's C interface that are used, by name; what is loaded is handed over as their addresses, in
+// this order. Binding tries them out on a vocabulary of a few bytes: -1 with *error set where they are others than those
+// that are known here. Once is enough. Everything below needs it.
+LR_API size_t       lr_llg_symbols(const char * const ** names);
+LR_API int          lr_llg_bind(void * const * addresses, char ** error);
+LR_API const char * lr_llg_version(void);
+
+// A vocabulary as llguidance wants it: built once, shared by any number of threads. Its model is open whenever it or a
+// constraint over it is used. NULL with *error set on failure. Freeing gives the caller's reference back.
+typedef struct lr_constraint_vocab lr_constraint_vocab;
+LR_API lr_constraint_vocab * lr_constraint_vocab_new(const struct llama_vocab * vocab, char ** error);
+LR_API void                  lr_constraint_vocab_free(lr_constraint_vocab * vocab);
+// Whether text is tokenized as the model's own tokenizer does it: only then tokens are forced.
+LR_API bool                lr_constraint_vocab_canonical(const lr_constraint_vocab * vocab);
+LR_API const llama_token * lr_constraint_vocab_ends(const lr_constraint_vocab * vocab, size_t * n);  // the file's own first
+// A token's bytes, with 0xff before those of one that stands for no text.
+LR_API const uint8_t * lr_constraint_vocab_piece(const lr_constraint_vocab * vocab, llama_token token, size_t * size);
+// The tokens of bytes in the middle of a text; how many there are, -1 where it is not canonical.
+LR_API int32_t lr_constraint_vocab_tokenize(const lr_constraint_vocab * vocab, const uint8_t * text, size_t size,
+                                            llama_token * out, size_t room);
+
+// Of llguidance's parser; 0 is its own default.
+typedef struct lr_constraint_limits {
+    int64_t max_items_in_row, initial_lexer_fuel, step_lexer_fuel, step_max_items, max_lexer_states, max_grammar_size;
+} lr_constraint_limits;
+
+// A grammar, and how far a text has got in it. One thread at a time. `kind` is "json_schema", "regex" or "lark".
+typedef struct lr_constraint lr_constraint;
+LR_API lr_constraint * lr_constraint_new(lr_constraint_vocab * vocab, const char * kind, const char * data,
+                                         const lr_constraint_limits * limits, char ** error);
+LR_API void            lr_constraint_free(lr_constraint * constraint);
+LR_API lr_constraint * lr_constraint_clone(const lr_constraint * constraint);  // NULL when memory is out
+// These return NULL or -1 on failure, and lr_constraint_error says why. The mask has a bit for each token of the
+// vocabulary, and stays until the next call.
+LR_API const uint32_t * lr_constraint_mask(lr_constraint * constraint);
+LR_API int              lr_constraint_consume(lr_constraint * constraint, const llama_token * tokens, size_t n);
+LR_API int32_t          lr_constraint_forced(lr_constraint * constraint, llama_token * out, size_t room);  // how many
+LR_API int              lr_constraint_rollback(lr_constraint * constraint, size_t n);
+LR_API void             lr_constraint_reset(lr_constraint * constraint);
+LR_API bool             lr_constraint_accepting(lr_constraint * constraint);      // the text may end here
+LR_API bool             lr_constraint_stopped(const lr_constraint * constraint);  // it cannot go on
+LR_API size_t           lr_constraint_taken(const lr_constraint * constraint);    // tokens consumed
+LR_API const char *     lr_constraint_error(const lr_constraint * constraint);
+// A link with a copy of it. What fails is thrown, as by other links: lr_picker_error.
+LR_API struct llama_sampler * lr_constraint_link(const lr_constraint * constraint);
+// That of the first link of a picker's chain, or NULL.
+LR_API lr_constraint * lr_picker_constraint(const lr_picker * picker);
+// Picks where `only` alone is allowed, so that random numbers are drawn as they would be, without a row of logits.
+LR_API int             lr_picker_pick_only(lr_picker * picker, llama_token only, int n_vocab, llama_token * token);
+LR_API void            lr_picker_fail(lr_picker * picker, const char * why);  // what lr_picker_error is to say
+
 // --- model_check.cpp: what a loaded model may still hide ------------------------------------------
 
 // Looks for hyperparameters and tensor types that ggml would assert on a worker thread, where no net catches it.
@@ -341,7 +395,8 @@ LR_API int lr_model_check(const struct llama_model * model, char ** error);
 // --- live.cpp: native objects that are alive, and forks ------------------------------------------
 
 // Whoever makes or frees a native object says so here. `LR_GUARD` counts the objects of Python that have a guard.
-typedef enum lr_kind { LR_GUARD, LR_MODEL, LR_CONTEXT, LR_BATCH, LR_SAMPLER, LR_OUTPUTS, LR_CHAT, LR_JOB, LR_KINDS } lr_kind;
+typedef enum lr_kind { LR_GUARD, LR_MODEL, LR_CONTEXT, LR_BATCH, LR_SAMPLER, LR_OUTPUTS, LR_CHAT, LR_JOB,
+               LR_CONSTRAINT, LR_KINDS } lr_kind;
 
 LR_API void    lr_live_add(int kind, int n);
 LR_API int64_t lr_live_count(int kind);

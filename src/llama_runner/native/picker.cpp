@@ -1,3 +1,4 @@
+#include "constraint.h"
 #include "llama_runner.h"
 
 #include <algorithm>
@@ -184,6 +185,7 @@ struct lr_picker {
 
     std::vector<llama_token_data> candidates;
     std::vector<llama_token_data> patches;  // the touched tokens as the leading links leave them
+    std::vector<float>            masked;   // the row, as a constraint that stands first leaves it
     std::string                   error;
 
     bool   pending   = false;  // a token was picked and none accepted since
@@ -220,7 +222,7 @@ struct lr_picker {
         }
         llama_token_data_array few = {patches.data(), patches.size(), -1, false};
         for (int i = 0; i < plan.n_sparse; ++i) {
-            llama_sampler_apply(llama_sampler_chain_get(chain, i), &few);
+            llama_sampler_apply(llama_sampler_chain_get(chain, plan.constrained + i), &few);
         }
         return true;
     }
@@ -308,10 +310,26 @@ struct lr_picker {
     }
 
     int pick(const float * row, int n, llama_token * token) {
+        if (plan.constrained) {
+            masked.resize((size_t) n);
+            lr_constraint_mask_row(*constraint(), row, n, masked.data());
+            row = masked.data();
+        }
+        return pick_allowed(row, n, token);
+    }
+
+    // What `pick` does where nothing but `only` is allowed, whatever the logits are.
+    int pick_only(llama_token only, int n, llama_token * token) {
+        masked.assign((size_t) n, -INF);
+        masked[(size_t) only] = 0.0f;
+        return pick_allowed(masked.data(), n, token);
+    }
+
+    int pick_allowed(const float * row, int n, llama_token * token) {
         llama_token_data_array array;
         if (shortcut(row, n, array)) {
             const int links = llama_sampler_chain_n(chain);
-            for (int i = plan.n_sparse + 1; i < links; ++i) {
+            for (int i = plan.constrained + plan.n_sparse + 1; i < links; ++i) {
                 llama_sampler_apply(llama_sampler_chain_get(chain, i), &array);
             }
         } else {
@@ -328,6 +346,10 @@ struct lr_picker {
             llama_sampler_apply(chain, &array);
         }
         return settle(array, token);
+    }
+
+    lr_constraint * constraint() const {
+        return plan.constrained ? lr_constraint_of(llama_sampler_chain_get(chain, 0)) : nullptr;
     }
 
     int settle(const llama_token_data_array & array, llama_token * token) {
@@ -447,6 +469,18 @@ int lr_picker_accept(lr_picker * picker, llama_token token) {
 
 bool lr_picker_pending(const lr_picker * picker) {
     return picker->pending;
+}
+
+int lr_picker_pick_only(lr_picker * picker, llama_token only, int n_vocab, llama_token * token) {
+    return picker->guarded([&] { return picker->pick_only(only, n_vocab, token); });
+}
+
+void lr_picker_fail(lr_picker * picker, const char * why) {
+    picker->guarded([&]() -> int { throw std::runtime_error(why); });
+}
+
+lr_constraint * lr_picker_constraint(const lr_picker * picker) {
+    return picker->constraint();
 }
 
 int lr_picker_redraw(lr_picker * picker, llama_sampler * link) {

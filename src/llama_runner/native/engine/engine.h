@@ -87,6 +87,7 @@ typedef struct lr_job_progress {
     int32_t  n_resident;  // of those, in the memory
     int32_t  n_reached;   // the most of them that have been there
     int32_t  n_sampled;
+    int32_t  n_forced;    // of those sampled, how many a constraint left no choice about
     int32_t  n_computed;  // rows decoded for tokens that were given, or sampled and lost: those read again count again
     bool     marked;      // the sequence of lr_job_mark holds those tokens
     int64_t  added_us, fed_us, first_us, last_us;  // llama_time_us, 0 when it has not come to that
@@ -199,7 +200,7 @@ LR_API int32_t lr_engine_ended(lr_engine * engine, uint64_t * tags, int32_t room
 LR_API int32_t lr_engine_ready(lr_engine * engine, uint64_t * tags, int32_t room);
 
 typedef struct lr_engine_counters {
-    int64_t steps, rows, rows_fed, rows_sampled, tokens_sampled;
+    int64_t steps, rows, rows_fed, rows_sampled, rows_forced, tokens_sampled, tokens_forced;
     int64_t decode_us, sample_us, idle_us;
     int64_t failed_decodes, retried_rows, adapter_switches;
     int64_t gaps, gap_us;       // between two tokens of a job: how many, and all of them together

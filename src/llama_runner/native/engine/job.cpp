@@ -109,6 +109,19 @@ int64_t lr_job::accept(llama_token token, int32_t n_vocab, int64_t now) {
     return gap;
 }
 
+bool lr_job::force(llama_token token, int32_t n_vocab, int64_t now) {
+    llama_token picked;  // the sampler's state is then that of a generation in which each token is sampled
+    if (lr_picker_pick_only(picker, token, n_vocab, &picked) != LR_PICK_DONE ||
+        lr_picker_accept(picker, token) != LR_PICK_DONE) {
+        return false;
+    }
+    accept(token, n_vocab, now);
+    ++n_forced;
+    std::lock_guard<std::mutex> lock(mutex);
+    ++progress.n_forced;
+    return true;
+}
+
 void lr_job::finish(lr_job_end end, lr_job_error error, const std::string & why) {
     std::string rest;
     stops.flush(rest);

@@ -35,6 +35,7 @@ struct lr_job {
     std::vector<llama_token> tokens;      // fed and sampled
     int32_t                  n_resident;  // how many of them are in the memory
     int32_t                  n_fed;       // how many of them were given
+    int32_t                  n_forced = 0;   // of those sampled, how many at the end a constraint left no choice about
     int32_t                  n_reached = 0;  // the most of them that have been in the memory
     int32_t                  row = -1;    // of the step under way: its row with output
     int32_t                  step_rows = 0;
@@ -50,14 +51,16 @@ struct lr_job {
 
     int32_t n_sampled() const { return (int32_t) tokens.size() - n_fed; }
     int32_t n_left() const { return (int32_t) tokens.size() - n_resident; }
-    // what is still to be read before the next token can be sampled, or has to be read again
     bool is_over(int64_t now) const {
         return cancelled.load(std::memory_order_relaxed) || (deadline_us != 0 && now >= deadline_us);
     }
-    bool reading() const { return picker == nullptr || n_left() > 1 || n_sampled() == 0; }
+    // what is still to be read before the next token can be sampled, or has to be read again
+    bool reading() const { return picker == nullptr || n_left() > 1 + n_forced || n_sampled() == 0; }
 
     // Takes what was sampled from `logits`. Returns how many µs after the last one, 0 for the first.
     int64_t accept(llama_token token, int32_t n_vocab, int64_t now);
+    // Takes what must follow, unasked. False where its chain refuses it.
+    bool force(llama_token token, int32_t n_vocab, int64_t now);
     void finish(lr_job_end end, lr_job_error error, const std::string & text);
 
     // --- shared, under `mutex`

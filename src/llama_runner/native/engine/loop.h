@@ -70,6 +70,7 @@ private:
     std::vector<int8_t>         outputs;
     llama_batch                 batch{};
     int32_t                     n_outputs = 0;
+    int32_t                     n_forced  = 0;  // of its rows, those of forced tokens
 
     // what is handed to a call for many rows
     std::vector<lr_processed>  processing;
@@ -103,6 +104,7 @@ private:
     void    lead(lr_job * job, members & due);
     void    run_processors(members & due);
     void    sample(members & due);
+    bool    force(lr_job * job, int64_t now);
     void    tell_ready();
 };
 

@@ -15,6 +15,7 @@ constexpr int32_t MIN_SLICE  = 8;     // rows; reading goes on however slow the 
 constexpr double  LEAST_SHARE = 0.4;  // of a slice that is read next to whatever samples
 constexpr int32_t FIRST      = 64;    // rows that are read while nothing is measured yet
 constexpr double  ALONE      = 2.5;   // slices in one, of a job that reads alone: longer ones cost less a row
+constexpr int32_t MOST_FORCED = 16;   // tokens that come with a sampled one: more rows would keep other jobs waiting
 constexpr int     SET_STEPS  = 4;     // steps with one set of adapters while jobs with another wait
 constexpr double  SMOOTHING  = 0.25;  // weight of the newest measurement
 constexpr int     NOT_COMPUTED = -100;
@@ -145,8 +146,7 @@ bool lr_engine::alone(const members & sampling, const members & feeding) const {
 
 // How many rows may be read in a step next to those that sample.
 int32_t lr_engine::feed_budget(const members & sampling, const members & feeding) const {
-    const auto n_sampling = (int32_t) sampling.size();
-    const int32_t room = config.n_batch - n_sampling;
+    const int32_t room = config.n_batch - std::max(batch.n_tokens, (int32_t) sampling.size());
     if (row_us <= 0) {
         return std::min(room, FIRST);
     }
@@ -194,9 +194,13 @@ void lr_engine::put(lr_job * job, int32_t n_rows) {
 // A row for each that samples. Of those that read the first gets half of what there is time for, then those with the
 // least left to read, so that a long prompt does not keep short ones waiting, nor they it.
 void lr_engine::compose(const members & sampling, const members & feeding) {
-    batch.n_tokens = n_outputs = 0;
+    batch.n_tokens = n_outputs = n_forced = 0;
+    int32_t spare = (config.every_row ? config.n_outputs : config.n_batch) - (int32_t) sampling.size();
     for (lr_job * job : sampling) {
-        put(job, 1);
+        put(job, 1 + std::max(0, std::min(job->n_left() - 1, spare)));
+        const int32_t more = std::max(0, job->step_rows - 1);
+        spare -= more;
+        n_forced += more;
     }
     if (feeding.empty()) {
         return;
@@ -387,7 +391,8 @@ void lr_engine::measure(int32_t n_sampling, int32_t n_fed, int64_t took) {
         row_us = std::max(1.0, (double) took - step_us) / n_fed;
     }
     std::lock_guard<std::mutex> lock(mutex);
-    counters.rows_fed += n_fed;
+    counters.rows_fed += n_fed - n_forced;
+    counters.rows_forced += n_forced;
     counters.rows_sampled += n_sampling;
     counters.step_us = step_us;
     counters.row_us  = row_us;
@@ -538,7 +543,7 @@ void lr_engine::sample(members & due) {
     picked.assign(n, -1);
     codes.assign(n, 0);
     lr_pick_rows(pickers.data(), rows.data(), n, n_vocab, 1, picked.data(), codes.data());
-    int64_t gaps = 0, gap_us = 0;
+    int64_t gaps = 0, gap_us = 0, forced = 0;
     const int64_t now = lr_now_us();
     for (int32_t i = 0; i < n; ++i) {
         lr_job * job = due[i];
@@ -553,11 +558,37 @@ void lr_engine::sample(members & due) {
         const int64_t gap = job->accept(picked[i], n_vocab, now);
         gaps += gap > 0;
         gap_us += gap;
+        job->n_forced = 0;
+        if (!force(job, now)) {
+            end(job, LR_END_ERROR, LR_ERROR_SAMPLING, pick_error(job, LR_PICK_FAILED));
+        }
+        forced += job->n_forced;
     }
     std::lock_guard<std::mutex> lock(mutex);
     counters.tokens_sampled += n;
+    counters.tokens_forced += forced;
     counters.gaps += gaps;
     counters.gap_us += gap_us;
+}
+
+// What a constraint leaves no choice about comes with the token before it, so that its rows are decoded together; not where
+// somebody wants to see each row of logits.
+bool lr_engine::force(lr_job * job, int64_t now) {
+    lr_constraint * constraint = lr_picker_constraint(job->picker);
+    if (constraint == nullptr || job->n_logprobs >= 0 || job->processor >= 0) {
+        return true;
+    }
+    llama_token   forced[MOST_FORCED];
+    const int32_t n = job->progress.end == LR_END_NONE ? lr_constraint_forced(constraint, forced, MOST_FORCED) : 0;
+    if (n < 0) {
+        return lr_picker_fail(job->picker, lr_constraint_error(constraint)), false;
+    }
+    for (int32_t i = 0; i < n && job->progress.end == LR_END_NONE; ++i) {
+        if (!job->force(forced[i], n_vocab, now)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void lr_engine::tell_ready() {
