@@ -171,7 +171,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert receipt.tokens_before == receipt.kept + receipt.dropped
         assert receipt.tokens_after == session.n_tokens and receipt.kept <= receipt.tokens_after
         assert receipt.computed == computed and receipt.exact
-        if 1 < session.n_tokens < N_CTX and zlib.crc32(session.tokens.tobytes()) % 4 == 0:
+        if 1 < session.n_tokens < N_CTX and zlib.crc32(session.tokens.tobytes()) % 2 == 0:
             before, engine = self.rows(), self.runner.engine
             restored = engine.foresee(session.tokens, generates=False).restored_tokens
             request = engine.feed(session.tokens)
@@ -544,5 +544,5 @@ def test_thousands_of_operations(machine_of: Any, kind: str) -> None:
     counts, alone = machine.counts, machine.alone
     print(f"{kind}: {counts}, {alone.compared} greedy tokens, {alone.near_ties} near ties")
     assert counts["steps"] > 20 * RUNS[kind]
-    assert min(counts["replies"], counts["receipts"], counts["errors"]) > RUNS[kind]
+    assert min(counts["replies"], counts["receipts"], counts["errors"]) > RUNS[kind] // 2
     assert alone.near_ties <= alone.compared / 100
