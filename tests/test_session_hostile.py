@@ -123,6 +123,17 @@ def test_the_template_writes_the_sessions_messages(runner: LlamaRunner) -> None:
     assert session.options.template_kwargs == {"a": [1]}
 
 
+def test_a_receipt_tells_of_what_no_template_writes(runner: LlamaRunner) -> None:
+    """It said nothing, and nothing had been read."""
+    source = "{% if messages[-1].content == 'no' %}{{ raise_exception('not that') }}{% endif %}" + PLAIN
+    session = runner.session(template=source, messages=HELLO)
+    no = [*HELLO, {"role": "assistant", "content": "no"}]
+    assert "plan() tells why" in session.sync(no).reason and session.n_tokens == 0
+    with pytest.raises(InvalidArgumentError, match="not that"):
+        session.plan()
+    assert session.send("go on", max_tokens=1, **GREEDY).usage.completion_tokens == 1
+
+
 def test_an_error_of_the_engine_leaves_no_branch(runner: LlamaRunner) -> None:
     """The branch was left before the cache was asked, which raises in a logits processor."""
     session = runner.session(template=PLAIN)

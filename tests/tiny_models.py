@@ -554,6 +554,20 @@ def write_tiny_model(
     return _write(Path(path), architecture, present, {} if vocab_only else blueprint.tensors)
 
 
+def write_with_vocab_of(path: str | Path, source: str | Path) -> Path:
+    """Write a tiny llama with the vocabulary of another model, a byte-level BPE: its prompts, for less."""
+    fields = gguf.GGUFReader(str(source)).fields
+    found = {name: item.contents() for name, item in fields.items() if name.startswith("tokenizer.ggml.")}
+    tokens, types, merges = (
+        found.pop(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type", "merges")
+    )
+    words = TinyVocab(found, tokens, types, [0.0] * len(tokens), merges)
+    blueprint = _llama(Shape(n_ctx_train=8192, n_vocab=len(tokens)), words, Weights(0))
+    metadata: dict[str, MetadataValue] = {"general.name": "tiny-like", "general.file_type": 0}
+    metadata |= {f"llama.{key}": value for key, value in blueprint.metadata.items()}
+    return _write(Path(path), "llama", metadata | words.as_metadata(), blueprint.tensors)
+
+
 def write_unknown_architecture(path: str | Path) -> Path:
     """Write a well-formed GGUF file whose architecture no llama.cpp knows."""
     vocab = spm_vocab()

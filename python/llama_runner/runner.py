@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
@@ -45,6 +46,7 @@ __all__ = ["LlamaRunner", "Stream"]
 
 GcPolicy = Literal["oldest", "idle"]
 DEFAULT_N_SEQ_MAX = 128
+CLOSE_SECONDS = 10.0
 STATE_BYTES = 256 << 20  # for recurrent states, unasked
 DEFAULT_N_CTX = 8192  # a model trained for 128k tokens would otherwise take gigabytes unasked
 
@@ -81,6 +83,18 @@ ENGINE_OPTIONS = frozenset(
         "slice_seconds",
     }
 )
+
+
+def close_when_idle(model: Model) -> None:
+    """Close a model; whoever reads its vocabulary at this moment may end that first."""
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while True:
+        try:
+            return model.close()
+        except ContextBusyError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.001)
 
 
 class LlamaRunner(Generating):
@@ -415,7 +429,7 @@ class LlamaRunner(Generating):
         self.engine.close()
         self.context.close()
         if self._owns_model:
-            self.model.close()
+            close_when_idle(self.model)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -181,7 +181,8 @@ class Conversation:
         """What a reply would compute: of the conversation as it is, or of ``messages`` in its place. Changes nothing.
 
         ``plan(chat.to_messages() + [new])`` tells what a turn costs before it is taken. True as long as nobody else
-        comes; takes up to a step of the engine. Raises MessageError, and InvalidArgumentError for what the template
+        comes, except that less of what was stored outside the KV memory comes back where the prompt leaves no room for
+        it; takes up to a step of the engine. Raises MessageError, and InvalidArgumentError for what the template
         refuses.
         """
         with self._taken():
@@ -361,6 +362,8 @@ class Conversation:
         pending = 0
         if len(tokens):
             pending = self.engine.foresee(tokens, generates=False, adapters=self.adapters).computed_tokens
+        if not reason and head is not None and len(tokens) == 0:
+            reason = "the template does not write it as it is: plan() tells why, and nothing is read before it goes on"
         if not reason and len(tokens):
             reason = (
                 "the rest is new"

@@ -174,8 +174,10 @@ class Session(Conversation):
         on_step : called with each ``Step`` once its tools are done.
         other keywords : as for ``send``, for each step; ``tool_choice`` for the first.
 
-        What was said and done until an error, a cancel or the end of the time stays in the session. While tools run,
-        what stands before their results is read ahead.
+        What was said and done until an error, a cancel or the end of the time stays in the session; after an interrupt
+        of tools, their calls are open: answer them, or roll back. While tools run, what stands before their results is
+        read ahead. A tool may look at its session (``ToolContext``), plan and fork it; where it changes the
+        conversation, or keeps it busy, the results have no place any more: MessageError, ContextBusyError.
         """
         chosen = self.tools if tools is None else as_tool_set(tools)
         limits = Limits(
