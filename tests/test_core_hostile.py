@@ -24,6 +24,8 @@ from llama_runner.core import (
     Batch,
     ChatParser,
     ChatTemplate,
+    Constraint,
+    ConstraintVocab,
     Context,
     Detokenizer,
     Memory,
@@ -263,6 +265,22 @@ for name, arguments in {"greedy": (), "dist": (1,), "mirostat_v2": (5.0, 0.1, 1)
     sweep(name, build, arguments)
 sweep("infill", lambda *given: SamplerChain().top_k(9).infill(*given).dist(1).apply(flat), (vocab,))
 sweep("grammar_lazy", SamplerChain().grammar_lazy, (vocab, 'root ::= "a"', "root"), {"patterns": ["a"], "tokens": [5]})
+made = Constraint.choices(vocab, ["ab", "cd"])
+sweep("constraint", lambda *given: SamplerChain().constraint(*given).dist(1).apply(flat), (made,))
+vocabulary = ConstraintVocab(vocab)
+sweep("ConstraintVocab", ConstraintVocab, (vocab,))
+sweep("piece", vocabulary.piece, (5,))
+sweep("tokenize", vocabulary.tokenize, ("ab",))
+for name, text in {"json_schema": {"type": "integer"}, "regex": "a+", "choices": ["a", "b"], "lark": 'start: "a"',
+                   "gbnf": 'root ::= "a"'}.items():
+    extra = {"limits": None, "whitespace": "line"} if name == "json_schema" else {"limits": None}
+    sweep(name, lambda *given, name=name, **options: getattr(Constraint, name)(*given, **options).compute_mask(),
+          (vocab, text), extra)
+for name, arguments in {"forced_tokens": (4,), "consume": (300,), "rollback": (0,)}.items():
+    sweep(name, getattr(made, name), arguments)
+for name in ("compute_mask", "reset", "clone"):
+    sweep(name, getattr(made, name))
+sweep("Constraint", Constraint)
 sweep("python", lambda *given, **options: SamplerChain().python(*given, **options).dist(1).clone().apply(flat),
       (lambda logits, tokens: None,), {"clone": lambda function: function})
 for n, bad in enumerate(BAD):
@@ -380,7 +398,19 @@ assert ChatTemplate(model).apply([message]).startswith("<|im_start|>user")
 def test_every_public_method_is_attacked() -> None:
     text = "".join(GROUPS.values())
     harmless = {"reset", "clone"}  # take no argument, and are called there
-    for kind in (Model, Vocab, Context, Batch, Memory, SamplerChain, ChatTemplate, ChatParser, Detokenizer):
+    kinds = (
+        Model,
+        Vocab,
+        Context,
+        Batch,
+        Memory,
+        SamplerChain,
+        ChatTemplate,
+        ChatParser,
+        Detokenizer,
+        Constraint,
+    )
+    for kind in (*kinds, ConstraintVocab):
         assert kind.__name__ in text
         for name in dir(kind):
             if not name.startswith("_") and callable(getattr(kind, name)) and name not in harmless:

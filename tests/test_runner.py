@@ -134,7 +134,7 @@ def test_stateful_takes_one_turn_at_a_time(runner):
 
     thread = threading.Thread(target=first)
     thread.start()
-    while thread.is_alive() and not runner._stateful._lock.locked():
+    while thread.is_alive() and not runner._stateful._turn.busy:
         began.wait(0.001)
     with pytest.raises(ContextBusyError, match="one turn"):
         runner.generate_stateful("meanwhile", 4)
