@@ -36,7 +36,7 @@ def user(turn: int) -> dict[str, Any]:
 def options(turn: int) -> dict[str, Any]:
     """A call is certain in two of four turns; in the others there is none."""
     choice = ("none", "add", "find_city", "none")[turn % 4]
-    length = 60 if choice != "none" else 12
+    length = 60 if choice != "none" else 6
     return {
         "tool_choice": choice,
         "parallel_tool_calls": False,
@@ -109,7 +109,7 @@ class Stateless(Way):
         return reply
 
 
-AFTER: dict[str, Any] = {"tool_choice": "none", "temperature": 0, "max_tokens": 12, "logprobs": 2}
+AFTER: dict[str, Any] = {"tool_choice": "none", "temperature": 0, "max_tokens": 6, "logprobs": 2}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ AT_ONCE = {
     },
     Session: {
         "add", "branches", "fork", "load", "messages", "n_tokens", "pin", "prune", "stream", "to_messages", "tokens",
-        "unpin", "info",
+        "unpin", "info", "busy",
     },
     Sequence: {
         "fork", "pinned", "snapshot", "text", "tokens", "truncate", "unpin", "pin", "restore",
