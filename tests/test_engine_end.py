@@ -137,3 +137,27 @@ def test_a_slice_under_way_stops_for_the_one_that_reads_alone(
         alone = Alone(context.model)
         alone.check(long[:100], after.completion(), greedy=True)
         alone.close()
+
+
+def test_a_slice_of_several_stops_for_one_of_them(tiny_model: TinyModelFactory) -> None:
+    """The other reads its rows again, and says what it says alone."""
+    rng = np.random.default_rng(1)
+    long, short = (rng.integers(300, 400, n, dtype=np.int32) for n in (30_000, 400))
+    context = Context(Model(tiny_model("llama")), n_ctx=32_768, n_batch=32_768, n_seq_max=4, **EXACT)
+    greedy = GenerationParams(max_tokens=8, temperature=0, ignore_eos=True)
+    with context, Engine(context, slice_seconds=100) as engine:
+        with engine.paused():
+            request = engine.submit(long, greedy)[0]
+            other = engine.submit(short, greedy)[0]
+        while engine.loop.counters["rows"] == 0:
+            time.sleep(0.001)
+        time.sleep(0.1)
+        engine.cancel(request)
+        until_ended(request)
+        assert request.job.progress["n_computed"] < 64
+        assert engine.loop.counters["failed_decodes"] == 1
+        until_ended(other)
+        assert other.usage().computed_tokens == 400
+        alone = Alone(context.model)
+        alone.check(short, other.completion(), greedy=True)
+        alone.close()

@@ -264,3 +264,11 @@ def test_params_of_the_wrong_type() -> None:
 )
 def test_json_there_and_back(params: GenerationParams) -> None:
     assert GenerationParams.from_dict(json.loads(json.dumps(params.to_dict()))) == params
+
+
+def test_no_choice_at_all_is_a_mistake() -> None:
+    """A list that came out empty must not mean a free text."""
+    for empty in ([], set(), iter(())):
+        with pytest.raises(InvalidArgumentError, match="choices is empty"):
+            GenerationParams(choices=empty)
+    assert GenerationParams(choices=None) == GenerationParams(choices=()) == GenerationParams().with_choices()

@@ -232,6 +232,8 @@ class GenerationParams(_Typed):
         bias = given.get("logit_bias")
         if isinstance(bias, Mapping):
             given["logit_bias"] = {_token_from_json(token): value for token, value in bias.items()}
+        if given.get("choices") == []:  # as to_dict writes none
+            given["choices"] = ()
         return cls.from_kwargs(None, given)
 
     def __repr__(self) -> str:
@@ -453,6 +455,8 @@ def _choices(value: object) -> tuple[str, ...]:
         if not choice or "\0" in choice:
             raise InvalidArgumentError("choices must not hold an empty string, nor one with a NUL")
         choices[_encodable("choices", choice)] = None
+    if not choices and not isinstance(value, tuple):  # the default is an empty tuple
+        raise InvalidArgumentError("choices is empty: no text is one of none; None takes the parameter away")
     return tuple(choices)
 
 

@@ -19,6 +19,7 @@ lr_engine::lr_engine(llama_context * ctx, lr_guard * guard, lr_abort * abort, lr
     : ctx(ctx), memory(llama_get_memory(ctx)), guard(guard), abort(abort), adapter_lock(adapters), config(config),
       n_vocab(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)))), n_seq_max((int32_t) llama_n_seq_max(ctx)),
       stoppable(llama_model_n_devices(llama_get_model(ctx)) == 0),
+      steps_back(!llama_model_is_recurrent(llama_get_model(ctx)) && !llama_model_is_hybrid(llama_get_model(ctx))),
       tokens(config.n_batch), positions(config.n_batch), n_seq_ids(config.n_batch, 1), seq_ids(config.n_batch),
       seq_id_rows(config.n_batch), outputs(config.n_batch) {
     for (int32_t i = 0; i < config.n_batch; ++i) {

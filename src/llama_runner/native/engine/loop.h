@@ -22,6 +22,7 @@ struct lr_engine {
     const lr_engine_config config;
     const int32_t          n_vocab, n_seq_max;
     const bool             stoppable;  // a decode can be stopped while it is under way: only the CPU looks up
+    const bool             steps_back;  // and loses no more by it than its own rows: no sequence has a state
     lr_process_fn          process      = nullptr;
     void *                 process_user = nullptr;
 
@@ -60,6 +61,7 @@ private:
     uint64_t arrivals   = 0;
     int      set_steps  = 0;  // steps since the active set became that
     double   step_us = 0, row_us = 0;
+    bool     stopped = false;  // the last step was, for one of those that it read for
 
     // the batch
     std::vector<llama_token>    tokens;
@@ -95,7 +97,7 @@ private:
     void    put(lr_job * job, int32_t n_rows);
     int     prepare(std::string & error);
     int     compute(const members & those, std::string & error);
-    int     decode(lr_job * watched, std::string & error);
+    int     decode(const members & watched, std::string & error);
     void    compute_or_split(const members & sampling, const members & feeding);
     void    fail(const members & those, int code, const std::string & error);
     void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);

@@ -238,15 +238,19 @@ int lr_engine::prepare(std::string & error) {
     return code == 0 ? 0 : NOT_COMPUTED;
 }
 
-int lr_engine::decode(lr_job * watched, std::string & error) {
+int lr_engine::decode(const members & watched, std::string & error) {
     if (fail_n > 0) {
         --fail_n;
         return fail_code;
     }
     int code;
     lr_abort_arm(abort, false, 0);
-    if (watched != nullptr) {
-        lr_abort_watch(abort, [](void * job) { return static_cast<lr_job *>(job)->is_over(lr_now_us()); }, watched);
+    if (!watched.empty()) {
+        lr_abort_watch(abort, [](void * jobs) {
+            const auto & those = *static_cast<const members *>(jobs);
+            const int64_t now = lr_now_us();
+            return std::any_of(those.begin(), those.end(), [now](const lr_job * job) { return job->is_over(now); });
+        }, const_cast<members *>(&watched));
     }
     try {
         code = prepare(error);
@@ -283,8 +287,11 @@ int lr_engine::compute(const members & those, std::string & error) {
         before[job->seq_id] = job->n_resident - 1;
     }
     lr_memory_tails(ctx, tails);
-    const bool reads = those.size() == 1 && those.front()->step_rows > 1;
-    const int code = decode(reads ? those.front() : nullptr, error);
+    // what only reads is stopped for one that is over; not twice in a row, or cancels would keep the others from reading
+    const bool reads = std::all_of(those.begin(), those.end(), [](const lr_job * job) { return job->reading(); });
+    const bool stops = stoppable && reads && (those.size() == 1 || (steps_back && !stopped));
+    const int code = decode(stops ? those : members{}, error);
+    stopped = stops && code == 2;
     if (code != 0 && poisoned.empty()) {
         lr_memory_take_back(ctx, before, tails, code != 1 && code != -1, emptied);
         for (lr_job * job : jobs) {  // a state of one that took no part may have been moved for the batch, too
@@ -334,6 +341,9 @@ void lr_engine::compute_or_split(const members & sampling, const members & feedi
     }
     if (stopping || !poisoned.empty()) {
         return;  // everything ends in a moment
+    }
+    if (stopped) {
+        return;  // the next step does without the one that is over
     }
     const bool reads = sampling.empty();
     if (!reads && those.size() > sampling.size()) {
