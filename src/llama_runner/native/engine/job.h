@@ -26,6 +26,7 @@ struct lr_job {
     int32_t                         processor, adapters;
     bool                            ignore_eos, notify;
     int64_t                         deadline_us;
+    const int64_t                   created_us = llama_time_us();
     uint64_t                        tag;
     std::unordered_set<llama_token> stop_tokens, shown_tokens;
 

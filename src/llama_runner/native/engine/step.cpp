@@ -152,7 +152,7 @@ int32_t lr_engine::feed_budget(const members & sampling, const members & feeding
     }
     double time = config.slice_us * (alone(sampling, feeding) ? ALONE : 1);
     // who began to sample after the first of them came has no pace yet that it could keep
-    const int64_t came  = feeding.front()->progress.added_us;
+    const int64_t came  = feeding.front()->created_us;
     const bool    paced = std::any_of(sampling.begin(), sampling.end(), [came](const lr_job * job) {
         return job->progress.first_us != 0 && job->progress.first_us < came;
     });
