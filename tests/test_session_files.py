@@ -285,3 +285,14 @@ def test_adapters_are_named(tiny_model: TinyModelFactory, tmp_path: Path) -> Non
         again = runner.load_session(path, adapters={adapter: 1.0})
         reply = again.send("three", max_tokens=5, ignore_eos=True)
         assert reply.tokens.tolist() == unbroken and reply.usage.cached_tokens > 20
+
+
+def test_others_may_generate_meanwhile(tiny_model: TinyModelFactory, tmp_path: Path) -> None:
+    with tiny(tiny_model("llama"), n_ctx=8192) as runner:
+        session = talked(runner)
+        with runner.session(template=PLAIN).stream("on and on", max_tokens=7000, ignore_eos=True) as stream:
+            next(stream)
+            for _ in range(20):
+                session.save(tmp_path / "s")
+                assert len(runner.load_session(tmp_path / "s")) == 4
+            next(stream)

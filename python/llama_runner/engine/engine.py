@@ -106,6 +106,8 @@ class Engine:
         self._processors: dict[int, int] = {}  # how many requests use each
         check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
         check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
+        self.fingerprint = context.fingerprint
+        """What a saved state has to fit: model, KV types, rope settings. Asked for before the loop has the context."""
         self.loop = DecodeLoop(context, slice_seconds=slice_seconds, pace=pace)
         try:
             context.memory.clear()  # what an earlier engine, or its owner, left there is nobody's
@@ -116,7 +118,7 @@ class Engine:
                 host_bytes=host_cache_bytes,
                 disk=None if disk_cache is None else Path(disk_cache).expanduser(),
                 disk_bytes=disk_cache_bytes,
-                fingerprint=json.dumps(context.fingerprint, sort_keys=True),
+                fingerprint=json.dumps(self.fingerprint, sort_keys=True),
             )
         except BaseException:
             self.loop.close()

@@ -86,7 +86,7 @@ def save_file(
     text = json.dumps(
         {
             **header,
-            "fingerprint": engine.context.fingerprint,
+            "fingerprint": engine.fingerprint,
             "n_tokens": len(tokens),
             "n_logits": len(logits),
         },
@@ -229,7 +229,7 @@ def check_chain(nodes: list[dict[str, Any]], place: Any) -> None:
 
 def verify(saved: Saved, engine: Engine, **how: Any) -> None:
     """Bring the state into the cache, and compare one row of logits with what it was. StateError where that differs."""
-    own, theirs = engine.context.fingerprint, saved.header["fingerprint"]
+    own, theirs = engine.fingerprint, saved.header["fingerprint"]
     if own != theirs:
         names = sorted(name for name in {*own, *theirs} if own.get(name) != theirs.get(name))
         raise StateError(
