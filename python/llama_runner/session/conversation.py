@@ -22,6 +22,7 @@ from llama_runner.engine.prefix import common_length
 from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
+    ContextBusyError,
     ContextOverflowError,
     InvalidArgumentError,
     UnknownMessageError,
@@ -148,7 +149,11 @@ class Conversation:
         """Have the conversation to oneself, and an engine that is there."""
         with self._turn.taken():
             self._check_open()
-            yield
+            try:
+                yield
+            except ContextBusyError:  # of a model that is being closed meanwhile
+                self._check_open()
+                raise
 
     def _check_open(self) -> None:
         if self.engine.closed:

@@ -21,7 +21,13 @@ from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, SamplerChain
 from llama_runner.engine import Adapters, Engine, LogitsProcessor
 from llama_runner.engine.sampling import sampler_chain
-from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ModelCapabilityError, StateError
+from llama_runner.errors import (
+    ContextBusyError,
+    ContextOverflowError,
+    InvalidArgumentError,
+    ModelCapabilityError,
+    StateError,
+)
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Plan, Receipt
 from llama_runner.session.conversation import Conversation, OnFull, Warmup
@@ -253,8 +259,10 @@ class Session(Conversation):
             self._check_open()
             added = self._new_messages(content, role)
             return self._turn_of(hold, added, options, settings, bound is not None, logits_processor)
-        except BaseException:
+        except BaseException as problem:
             self._turn.release(hold)
+            if isinstance(problem, ContextBusyError):  # of a model that is being closed meanwhile
+                self._check_open()
             raise
 
     def _new_messages(self, content: Content, role: str) -> list[dict[str, Any]]:
