@@ -33,16 +33,12 @@ def test_sessions(
     said = capsys.readouterr().out
     assert said.strip()
     if block == 0:
-        assert {"edit: ", "of 57 tokens", "* "} & {part for part in ("edit: ", "* ") if part in said}
+        assert "edit: " in said and "tokens were cached" in said and "* system: " in said
         assert os.path.getsize("chat.kv") > 1000
     if block == 1:
-        assert "add" in said and run_is_told(said)
+        assert "name='add'" in said and "Usage(" in said
     if block == 3:
         assert "drop: " in said and "gc: " in said and "SessionInfo" in said
-
-
-def run_is_told(said: str) -> bool:
-    return any(why in said for why in ("done", "length", "max_steps"))
 
 
 def test_there_are_examples() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -511,11 +512,13 @@ def test_nothing_leaks(tiny):
 
     once()
     wait_until(lambda: not [t for t in threading.enumerate() if "llama-runner-worker-tiny" in t.name])
+    gc.collect()  # what other tests left behind is not counted as ours, nor may its going hide a leak
     before, parented, threads = descriptors(), children(), threading.active_count()
     once()
     wait_until(lambda: threading.active_count() <= threads)
-    assert descriptors() == before
-    assert children() == parented
+    gc.collect()
+    assert descriptors() <= before
+    assert children() <= parented
 
 
 # --- errors ------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def samples(t: prompts.AgentTemplate) -> dict[str, Any]:
 
 def test_the_built_in_names() -> None:
     assert tuple(prompts.names()) == BUILT_IN
-    assert prompts.library().check() == {}
+    assert prompts.TemplateLibrary().check() == {}
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -469,7 +469,7 @@ def test_files_that_are_wrong(tmp_path: Path, old: str, new: str, key: str, says
     file = tmp_path / "t.toml"
     file.write_text(MINIMAL.replace(old, new), encoding="utf-8")
     with pytest.raises(errors.PromptFileError) as caught:
-        prompts.library(tmp_path).load("t")
+        prompts.TemplateLibrary([tmp_path]).load("t")
     assert str(caught.value).startswith(f"{file}: {key}: ")
     assert says in str(caught.value)
     assert (caught.value.path, caught.value.key) == (str(file), key)
@@ -544,20 +544,20 @@ def test_names_that_nobody_has(tmp_path: Path) -> None:
     inner.mkdir()
     for name in ("../t", str(tmp_path / "t"), "", "."):
         with pytest.raises(errors.PromptNotFoundError):
-            prompts.library(inner).load(name)
+            prompts.TemplateLibrary([inner]).load(name)
     with pytest.raises(errors.ArgumentTypeError, match="name=3"):
         prompts.load(3)  # type: ignore[arg-type]
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(errors.PromptNotFoundError, match="there is no folder"):
-        prompts.library(tmp_path / "none")
+        prompts.TemplateLibrary([tmp_path / "none"])
     with pytest.raises(errors.PromptNotFoundError, match="there is no file"):
         prompts.AgentTemplate.from_file(tmp_path / "none.toml")
     with pytest.raises(errors.ArgumentTypeError, match="a list of folders"):
         prompts.TemplateLibrary(str(tmp_path))
     with pytest.raises(errors.ArgumentTypeError):
-        prompts.library(3)  # type: ignore[arg-type]
+        prompts.TemplateLibrary([3])  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------- docs/prompts.md

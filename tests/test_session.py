@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import json
 import pickle
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,7 +70,7 @@ def test_only_what_is_new_is_computed(chat: Session) -> None:
     second = chat.send("Another one.", **GREEDY)
     # the last sampled token was never decoded, and is the first of what is new
     assert second.usage.cached_tokens == first.usage.total_tokens - 1
-    assert second.usage.prompt_tokens == len(second.explain().reason and chat.tokens) - len(second.tokens)
+    assert second.usage.prompt_tokens == len(chat.tokens) - len(second.tokens)
     assert second.explain().reason == "the rest is new"
 
 
@@ -224,7 +222,7 @@ def test_asyncio_is_one_batch(runner: LlamaRunner, chat: Session) -> None:
         assert session.messages[-1].finish_reason == "cancelled"
         async with session.astream("More.", max_tokens=500) as stream:
             await stream.__anext__()
-            assert stream.reply if stream._reply else True
+        assert stream.reply.finish_reason == "cancelled" and session.messages[-1] is stream.reply.message
         task = asyncio.create_task(session.asend("And more.", max_tokens=1500, ignore_eos=True))
         await asyncio.sleep(0.2)
         n = len(session)
@@ -464,7 +462,7 @@ def test_a_full_context(smollm2: Path) -> None:
         assert cut.finish_reason == "length" and cut.usage.total_tokens == 256
         with pytest.raises(ContextOverflowError, match="gc"):
             stop.send("And on?")
-        assert len(stop) == 3 - 1 + 0 or len(stop) == 2
+        assert len(stop) == 2
         error = small.session(on_full="error")
         with pytest.raises(ContextOverflowError, match="the session is as it was"):
             error.send("Count to a hundred.", max_tokens=2000, ignore_eos=True)
@@ -474,11 +472,8 @@ def test_a_full_context(smollm2: Path) -> None:
         for i in range(12):
             reply = drop.send(f"Tell me of number {i}.", max_tokens=40, temperature=0, ignore_eos=True)
             assert reply.usage.completion_tokens == 40 and reply.usage.prompt_tokens < 256
-            assert (
-                drop.tokens[: reply.usage.prompt_tokens].tolist()
-                == small.chat_tokens(drop.to_messages()[:-1]).tolist()
-                or reply.receipt is not None
-            )
+            prompt = small.chat_tokens(drop.to_messages()[:-1]).tolist()
+            assert drop.tokens[: len(prompt)].tolist() == prompt
             receipts.append(reply.receipt)
         assert any(receipts) and not all(receipts)  # room is made in big steps
         assert drop.messages[0].content == "Be kind."
@@ -601,4 +596,3 @@ def test_thoughts_are_taken_apart(runner: LlamaRunner) -> None:
     assert "<think>" in reply.raw_text
     plain = session.send("Again.", grammar='root ::= "Four."', max_tokens=20)
     assert (plain.text, plain.reasoning) == ("Four.", "")
-    assert inspect.isclass(type(plain)) and time.monotonic() - session.used_at < 60

@@ -110,7 +110,8 @@ def test_wrong_calls_are_told_to_the_model(runner: LlamaRunner) -> None:
     )
     other = runner.session(tools=[strict], template=with_tools())
     result = other.run("Add 1.", tool_choice="add", max_steps=1, **ONE).steps[0].results[0]
-    assert result.error is not None or result.ok
+    # the grammar holds to the schema, and a set is written as a list
+    assert (result.ok, result.content) == (True, "[1, 2]")
 
 
 def test_time_is_limited(runner: LlamaRunner) -> None:
@@ -131,7 +132,7 @@ def test_time_is_limited(runner: LlamaRunner) -> None:
     run = runner.session(tools=[hang], template=with_tools()).run(
         "Sleep.", tool_choice="hang", max_steps=5, timeout=8.0, **ONE
     )
-    assert run.why in ("timeout", "length", "done")
+    assert run.why == "timeout" and "TimeoutError" in type(run.steps[0].results[0].error).__name__
     none = chat.run("Sleep.", timeout=0.0)
     assert (none.why, none.steps, none.reply, none.text) == ("timeout", (), None, "")
 

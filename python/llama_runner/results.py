@@ -54,6 +54,11 @@ class Usage:
         if self.prompt_tokens != self.cached_tokens + self.computed_tokens:
             raise InvalidArgumentError(f"prompt_tokens must be cached_tokens + computed_tokens: {self}")
 
+    def __add__(self, other: Usage) -> Usage:
+        """What two generations cost together."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return Usage(*(getattr(self, name) + getattr(other, name) for name in names))
+
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens

@@ -16,7 +16,7 @@ from llama_runner.engine.engine import Adapters, Engine, LogitsProcessor
 from llama_runner.engine.prefix import Node
 from llama_runner.engine.request import Request
 from llama_runner.engine.sampling import sampler_chain
-from llama_runner.engine.stream import AsyncStream, Stream, exhaust
+from llama_runner.engine.stream import AsyncStream, Stream, drain, exhaust
 from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ModelCapabilityError
 from llama_runner.params import GenerationParams
 from llama_runner.results import Completion
@@ -226,10 +226,7 @@ class Sequence:
         )  # fmt: skip
 
     def _run(self, request: Request) -> Request:
-        with Stream(self._engine, request) as stream:
-            for _ in stream:
-                pass
-        return request
+        return drain(self._engine, request)
 
     async def _arun(self, submit: Callable[[Callable[[], None]], Request]) -> Request:
         return await AsyncStream(self._engine, submit).result()

@@ -13,7 +13,7 @@ from llama_runner.engine.request import Request
 from llama_runner.errors import ContextBusyError, InvalidArgumentError, LlamaRunnerError
 from llama_runner.results import Chunk, Completion, Explanation
 
-__all__ = ["AsyncStream", "Stream", "exhaust"]
+__all__ = ["AsyncStream", "Stream", "drain", "exhaust"]
 
 PROGRESS_SECONDS = 0.05  # how often the progress of a prompt is reported
 
@@ -187,6 +187,14 @@ def waker(events: list[asyncio.Event]) -> Callable[[], None]:
             loop.call_soon_threadsafe(set_all)
 
     return notify
+
+
+def drain(engine: Engine, request: Request) -> Request:
+    """Wait for the end of a request whose output nobody wants; an interrupt ends it."""
+    with Stream(engine, request) as stream:
+        for _ in stream:
+            pass
+    return request
 
 
 def exhaust(stream: Stream) -> Completion:

@@ -11,8 +11,8 @@ from llama_runner.prompts.agent_template import AgentTemplate, TemplateMessage
 from llama_runner.prompts.builder import ContextBuilder
 from llama_runner.prompts.context_report import BuiltContext, ContextReport, Cut
 from llama_runner.prompts.formats import DetectedFormat, detect_format, format_names, format_source
-from llama_runner.prompts.library import TemplateLibrary, library, load, names
 from llama_runner.prompts.special_tokens import special_tokens_in
+from llama_runner.prompts.template_library import TemplateLibrary, load, names
 from llama_runner.prompts.variables import Variable
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "detect_format",
     "format_names",
     "format_source",
-    "library",
     "load",
     "names",
     "special_tokens_in",

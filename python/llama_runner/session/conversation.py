@@ -17,8 +17,9 @@ from llama_runner._hold import OneAtATime
 from llama_runner.chat.messages import check_messages
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate
-from llama_runner.engine import Adapters, Engine, Request, Stream
+from llama_runner.engine import Adapters, Engine, Request
 from llama_runner.engine.prefix import common_length
+from llama_runner.engine.stream import drain
 from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
@@ -243,9 +244,7 @@ class Conversation:
         return self.engine.feed(tokens, **options)
 
     def _wait(self, request: Request) -> int:
-        with Stream(self.engine, request) as stream:
-            for _ in stream:
-                pass
+        drain(self.engine, request)
         return int(request.job.progress["n_computed"])
 
     def rollback(self, to: str | Message | None) -> Receipt:
@@ -532,10 +531,7 @@ class Warmup:
         """Wait for its end; returns how many tokens were computed."""
         if self._request is None:
             return 0
-        if not self._request.ended:
-            with Stream(self._engine, self._request) as stream:
-                for _ in stream:
-                    pass
+        drain(self._engine, self._request)
         return int(self._request.job.progress["n_computed"])
 
     def cancel(self) -> None:

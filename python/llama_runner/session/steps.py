@@ -81,13 +81,7 @@ class Run:
     @property
     def usage(self) -> Usage:
         """That of all replies together."""
-        used = [step.reply.usage for step in self.steps]
-        return Usage(
-            sum(usage.prompt_tokens for usage in used),
-            sum(usage.cached_tokens for usage in used),
-            sum(usage.computed_tokens for usage in used),
-            sum(usage.completion_tokens for usage in used),
-        )
+        return sum((step.reply.usage for step in self.steps), Usage(0, 0, 0, 0))
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -25,6 +25,7 @@ from llama_runner._check import check_path
 from llama_runner._state_file import storage_errors, write
 from llama_runner.chat.messages import check_messages
 from llama_runner.engine import Engine
+from llama_runner.engine.stream import drain
 from llama_runner.errors import (
     ClosedError,
     LlamaRunnerError,
@@ -99,9 +100,7 @@ def save_file(
 
 def last_logits(engine: Engine, tokens: Tokens, **how: Any) -> npt.NDArray[np.float32]:
     """The logits that follow the last of ``tokens``; those before it are cached, or computed."""
-    request = engine.feed(tokens, want="logits", **how)
-    while not request.ended:
-        request.chunk()
+    request = drain(engine, engine.feed(tokens, want="logits", **how))
     return request.job.wanted("logits")
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from llama_runner.engine import AsyncStream, LogitsProcessor, Request, Stream
 from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ResponseParseError
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Receipt
-from llama_runner.results import Chunk, Completion, Timings, Usage
+from llama_runner.results import Chunk, Completion, Timings
 from llama_runner.session.message import Message
 from llama_runner.session.rendering import Options
 from llama_runner.session.reply import Reply, ReplyChunk
@@ -33,6 +33,7 @@ __all__ = ["AsyncReplyStream", "ReplyStream", "Turn"]
 
 Tokens = npt.NDArray[np.int32]
 Notify = Callable[[], None] | None
+S = TypeVar("S", Stream, AsyncStream)
 
 
 @dataclasses.dataclass(slots=True)
@@ -195,12 +196,6 @@ class Turn:
         if not self._done:
             return last
         parts = [*self._done, last]
-        usage = Usage(
-            sum(part.usage.prompt_tokens for part in parts),
-            sum(part.usage.cached_tokens for part in parts),
-            sum(part.usage.computed_tokens for part in parts),
-            sum(part.usage.completion_tokens for part in parts),
-        )
         timings = Timings(
             sum(part.timings.prompt_seconds for part in parts),
             sum(part.timings.generation_seconds for part in parts),
@@ -213,9 +208,8 @@ class Turn:
             logprobs = tuple(entry for part in parts for entry in part.logprobs or ())
         return dataclasses.replace(
             last,
-            text="".join(part.text for part in parts),
             tokens=np.concatenate([part.tokens for part in parts]),
-            usage=usage,
+            usage=sum((part.usage for part in parts[1:]), parts[0].usage),
             timings=timings,
             logprobs=logprobs,
             explanation=parts[0].explanation,
@@ -232,14 +226,13 @@ class Turn:
             return None
         done = sum(len(part.tokens) for part in self._done)
         usage = self._request.usage()
-        n_new = len(self.read) - done
         completion = Completion(
             text="",  # the message says it
             tokens=np.asarray(self.read[done:], dtype=np.int32),
             finish_reason="cancelled",
             stop_match=None,
-            usage=dataclasses.replace(usage, completion_tokens=n_new),
-            timings=Timings(0.0, 0.0, 0.0, usage.computed_tokens, n_new),
+            usage=usage,
+            timings=Timings(0.0, 0.0, 0.0, usage.computed_tokens, usage.completion_tokens),
             logprobs=None,
             seed=self._request.seed,
             explanation=self._request.explain(),
@@ -256,56 +249,47 @@ class Turn:
             self.session._turn.release(self.hold)
 
 
-class ReplyStream(Iterator[ReplyChunk]):
-    """A reply under way: iterate over its chunks; ``reply`` is there at the end, and part of the session then.
+class _Reading(Generic[S]):
+    """A turn and the stream of its tokens, of either kind."""
 
-    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early: what was read stays in the
-    session, as a reply that was cancelled. An error leaves the session as it was. One thread at a time.
-    """
+    _stream: S
 
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._reply: Reply | None = None
         try:
-            self._stream = Stream(turn.session.engine, turn.submit())
+            self._stream = self._submitted()
         except BaseException:
             turn.abandon()
             raise
 
-    def __next__(self) -> ReplyChunk:
+    def _submitted(self) -> S:
+        """The stream of what is submitted now."""
+        raise NotImplementedError
+
+    def _read(self, chunk: Chunk) -> ReplyChunk:
+        """What a piece adds; the last one ends the turn, or begins its next part."""
         turn = self._turn
-        if turn.over:
-            raise StopIteration
-        try:
-            chunk = next(self._stream)
-            piece = turn.take(chunk)
-            if chunk.finish_reason is None:
-                return piece
-            if turn.goes_on(self._stream.completion):
-                self._stream = Stream(turn.session.engine, turn.submit())
-                return dataclasses.replace(piece, finish_reason=None)
-            deltas, self._reply = turn.last(self._stream.completion)
-            return _with(piece, deltas)
-        except BaseException:
-            self._stream.cancel()
-            turn.abandon()
-            raise
+        piece = turn.take(chunk)
+        if chunk.finish_reason is None:
+            return piece
+        if turn.goes_on(self._stream.completion):
+            self._stream = self._submitted()
+            return dataclasses.replace(piece, finish_reason=None)
+        deltas, self._reply = turn.last(self._stream.completion)
+        return _with(piece, deltas)
+
+    def _fail(self) -> None:
+        self._stream.cancel()
+        self._turn.abandon()
 
     def cancel(self) -> None:
         """End it within a step; what has come can still be read, and the reply is what that is."""
         self._stream.cancel()
 
     def close(self) -> None:
-        """End it here; closing twice is no error."""
+        """End it here: what was read stays; never blocks, and closing twice is no error."""
         self._reply = self._turn.cut() or self._reply
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if hasattr(self, "_stream"):
@@ -318,6 +302,34 @@ class ReplyStream(Iterator[ReplyChunk]):
             raise InvalidArgumentError("there is no reply: exhaust the stream first")
         return self._reply
 
+
+class ReplyStream(_Reading[Stream], Iterator[ReplyChunk]):
+    """A reply under way: iterate over its chunks; ``reply`` is there at the end, and part of the session then.
+
+    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early: what was read stays in the
+    session, as a reply that was cancelled. An error leaves the session as it was. One thread at a time.
+    """
+
+    def _submitted(self) -> Stream:
+        return Stream(self._turn.session.engine, self._turn.submit())
+
+    def __next__(self) -> ReplyChunk:
+        if self._turn.over:
+            raise StopIteration
+        try:
+            return self._read(next(self._stream))
+        except BaseException:
+            self._fail()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def result(self) -> Reply:
         """Read to the end; an error, or an interrupt, leaves the session as it was."""
         try:
@@ -328,47 +340,23 @@ class ReplyStream(Iterator[ReplyChunk]):
         return self.reply
 
 
-class AsyncReplyStream(AsyncIterator[ReplyChunk]):
+class AsyncReplyStream(_Reading[AsyncStream], AsyncIterator[ReplyChunk]):
     """``ReplyStream`` for asyncio: ``async for``, or ``async with`` to end it where it is left."""
 
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-        self._reply: Reply | None = None
-        try:
-            self._stream = AsyncStream(turn.session.engine, turn.submit)
-        except BaseException:
-            turn.abandon()
-            raise
+    def _submitted(self) -> AsyncStream:
+        return AsyncStream(self._turn.session.engine, self._turn.submit)
 
     async def __anext__(self) -> ReplyChunk:
-        turn = self._turn
-        if turn.over:
+        if self._turn.over:
             raise StopAsyncIteration
         try:
-            chunk = await self._stream.__anext__()
-            piece = turn.take(chunk)
-            if chunk.finish_reason is None:
-                return piece
-            if turn.goes_on(self._stream.completion):
-                self._stream = AsyncStream(turn.session.engine, turn.submit)
-                return dataclasses.replace(piece, finish_reason=None)
-            deltas, self._reply = turn.last(self._stream.completion)
-            return _with(piece, deltas)
+            return self._read(await self._stream.__anext__())
         except asyncio.CancelledError:
             self.close()
             raise
         except BaseException:
-            self._stream.cancel()
-            turn.abandon()
+            self._fail()
             raise
-
-    def cancel(self) -> None:
-        """End it within a step; what has come can still be read, and the reply is what that is."""
-        self._stream.cancel()
-
-    def close(self) -> None:
-        """End it here, as ``ReplyStream.close`` does; never blocks."""
-        self._reply = self._turn.cut() or self._reply
 
     async def aclose(self) -> None:
         """``close``, as an asynchronous generator has it."""
@@ -382,33 +370,13 @@ class AsyncReplyStream(AsyncIterator[ReplyChunk]):
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_stream"):
-            self.close()
-
-    @property
-    def reply(self) -> Reply:
-        """The reply, once the stream is exhausted or closed."""
-        if self._reply is None:
-            raise InvalidArgumentError("there is no reply: exhaust the stream first")
-        return self._reply
-
     async def result(self) -> Reply:
         """Read to the end; an error, or a task that is cancelled, leaves the session as it was."""
-        turn = self._turn
         try:
-            while not turn.over:
-                chunk = await self._stream.__anext__()
-                turn.take(chunk)
-                if chunk.finish_reason is None:
-                    continue
-                if turn.goes_on(self._stream.completion):
-                    self._stream = AsyncStream(turn.session.engine, turn.submit)
-                else:
-                    _, self._reply = turn.last(self._stream.completion)
+            while not self._turn.over:
+                self._read(await self._stream.__anext__())
         finally:
-            self._stream.cancel()
-            turn.abandon()
+            self._fail()
         return self.reply
 
 

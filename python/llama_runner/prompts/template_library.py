@@ -11,7 +11,7 @@ from llama_runner._check import check_path
 from llama_runner.errors import ArgumentTypeError, PromptFileError, PromptNotFoundError, StorageError
 from llama_runner.prompts.agent_template import AgentTemplate
 
-__all__ = ["TemplateLibrary", "library", "load", "names"]
+__all__ = ["TemplateLibrary", "load", "names"]
 
 _Path = str | os.PathLike[str]
 BUILT_IN = Path(__file__).parent / "templates"
@@ -83,11 +83,6 @@ def _built_in(path: Path) -> AgentTemplate:
 
 
 _LIBRARY = TemplateLibrary()
-
-
-def library(*paths: _Path) -> TemplateLibrary:
-    """The library of these folders, earlier ones first, with the prompts of the package below them."""
-    return TemplateLibrary(paths)
 
 
 def load(name: str) -> AgentTemplate:
