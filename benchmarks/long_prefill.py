@@ -37,7 +37,7 @@ class Reader(threading.Thread):
 def long_prefill(conditions: Conditions) -> Iterator[Row]:
     """The worst gap between two chunks of any stream while the prompt is read, over the usual gap without it."""
     prompt, usual_tokens = conditions.size(4000, 600), conditions.size(32, 10)
-    n = prompt // 8 + 64 + usual_tokens  # a step reads eight tokens at least: they outlast the prompt
+    n = prompt // 5 + 64 + usual_tokens  # they outlast the prompt
     n_ctx = prompt + STREAMS * (n + 32) + 256
     worst, usual, ratio, readings, native_worst, within = [], [], [], [], [], []
     rounds = max(1, conditions.rounds // 2)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner.core import Batch, Context, Model
+from llama_runner.core import Batch, Context, LoraAdapter, Model
 from llama_runner.engine.prefix import common_length
 from llama_runner.errors import LlamaRunnerError
 from llama_runner.results import Completion
@@ -26,8 +26,10 @@ CLOSE = 5e-3  # of log-probabilities: batches of other shapes round differently
 class Alone:
     """The model in a fresh context, for one text at a time."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, adapters: Mapping[LoraAdapter, float] | None = None) -> None:
         self.context = Context(model, n_ctx=512, n_batch=512, n_ubatch=512, **EXACT)
+        if adapters is not None:
+            self.context.set_adapters(adapters)
         self.rows: dict[bytes, npt.NDArray[np.float32]] = {}
         self.compared = self.near_ties = 0
 

@@ -299,6 +299,31 @@ def test_what_is_evicted_comes_back_from_host_memory(path: Path) -> None:
         assert runner.counters.cache.evicted_for_good == 2
 
 
+def test_a_state_that_others_have_cut_is_read_back_once(path: Path) -> None:
+    """Prompts that leave a saved one at three places cut it into four, all of which one state holds."""
+    with make(path, n_ctx=1024, host_cache_bytes=1 << 24) as runner:
+
+        def evict_all() -> None:
+            with runner.engine.paused():
+                while runner.engine.residency.evict_one():
+                    pass
+
+        first = runner.generate(prompt(200), max_tokens=4, **GREEDY)
+        evict_all()
+        size = runner.counters.cache.bytes_saved
+        for cut in (50, 100, 150):
+            branch = runner.generate(np.concatenate([prompt(cut), prompt(9, cut)]), max_tokens=1, **GREEDY)
+            assert branch.usage.cached_tokens == cut
+        evict_all()
+        before = runner.counters.cache
+        again = runner.generate(prompt(200), max_tokens=4, **GREEDY)
+        cache = runner.counters.cache
+        assert (again.usage.cached_tokens, again.explain().restored_tokens) == (199, 199)
+        assert again.tokens.tolist() == first.tokens.tolist()
+        assert cache.tokens_restored - before.tokens_restored == 199
+        assert cache.bytes_restored - before.bytes_restored == size
+
+
 def test_a_saved_state_that_does_not_fit_now_is_kept(path: Path) -> None:
     with make(path, n_ctx=1024) as runner:
         runner.generate(prompt(900), max_tokens=1, **GREEDY)
@@ -442,39 +467,6 @@ def test_unbounded_generations_give_way_when_the_memory_is_full(path: Path) -> N
         assert runner.counters.preemptions > 0
 
 
-def test_quotas(path: Path) -> None:
-    with make(path, quotas={"a": 150}) as runner:
-        streams = [runner.stream(prompt(20, i), max_tokens=100, owner="a", **GREEDY) for i in range(3)]
-        other = runner.stream(prompt(20, 9), max_tokens=600, owner="b", **SLOW)
-        next(other)
-        wait_for(lambda: runner.counters.waiting <= 2)
-        counters = runner.counters
-        assert counters.running <= 2
-        assert [len([t for c in s for t in c.tokens]) for s in streams] == [100] * 3
-        other.close()
-        with pytest.raises(ContextOverflowError, match=r"161 cells, and the quota of 'a' is 150"):
-            runner.generate(prompt(61), max_tokens=100, owner="a")
-    with pytest.raises(InvalidArgumentError, match="quotas"):
-        make(path, quotas={"a": 0})
-
-
-def test_a_quota_ends_what_has_no_other_end(path: Path) -> None:
-    with make(path, quotas={"a": 400}) as runner:
-        stream = runner.stream(prompt(20), max_tokens=None, owner="a", **SLOW)
-        while stream._request.job.progress["n_sampled"] < 300:
-            next(stream)
-        # it has outgrown what was set aside for it: taken out, it must come back in
-        with runner.engine.paused():
-            runner.engine.scheduler.preempt(stream._request)
-        runner.engine.loop.wake()
-        out = exhaust(stream)
-        assert (len(out.tokens), out.finish_reason) == (380, "length")
-        outs = runner.generate(prompt(20, 1), n=2, max_tokens=None, owner="a", **GREEDY)
-        assert [len(out.tokens) for out in outs] == [180, 180]
-        with pytest.raises(ContextOverflowError, match="quota of 'a' is 400"):
-            runner.generate(prompt(400), max_tokens=None, owner="a")
-
-
 def test_a_sequence_may_fill_the_context(path: Path) -> None:
     with make(path, n_ctx=512) as runner:
         seq = runner.sequence(prompt(512))
@@ -482,15 +474,6 @@ def test_a_sequence_may_fill_the_context(path: Path) -> None:
         assert runner.get_context_info().used == 512
         with pytest.raises(ContextOverflowError, match="513 tokens"):
             seq.extend(prompt(1))
-
-
-def test_a_long_prompt_does_not_keep_a_short_one_waiting(path: Path) -> None:
-    with make(path, n_ctx=4096, slice_seconds=0.001) as runner:
-        long = runner.stream(prompt(3500), max_tokens=1, **GREEDY)
-        wait_for(lambda: runner.counters.running == 1)
-        assert len(runner.generate(prompt(10, 1), max_tokens=2, **GREEDY).tokens) == 2
-        assert not long._request.job.progress["end"]
-        long.close()
 
 
 # --- ending early

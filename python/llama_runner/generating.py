@@ -150,6 +150,8 @@ class Generating:
             for tokens in todo:
                 requests = self.engine.submit(tokens, settings, n=n, **options)
                 streams += [Stream(self.engine, request) for request in requests]
+            for stream in streams:
+                stream.read_whole()
             return [exhaust(stream) for stream in streams]
         except BaseException:
             for stream in streams:
@@ -203,6 +205,8 @@ class Generating:
             for tokens in todo:
                 submit = functools.partial(self._submit_group, tokens, settings, n, options)
                 streams += AsyncStream.of_group(self.engine, submit)
+            for stream in streams:
+                stream.read_whole()
             return [(await stream.result()).completion() for stream in streams]
         finally:
             for stream in streams:

@@ -222,21 +222,29 @@ class Residency:
 
     def _attach_parts(self, found: Match, seq_id: int, most: int) -> tuple[int, int]:
         held, restored = 0, 0
-        for step in self.tree.path(found.node):
-            stop = min(step.end, found.length, most)
-            if stop <= held:
-                break
-            if step.resident:
-                self.memory.seq_cp(self.tree.holder(step), seq_id, held, stop)
-            else:
-                node = step if stop == step.end else self.tree.split(step, stop - step.start)
-                if not self._restore(node, seq_id):
+        there: Stored | None = None  # in the spare sequence: a state that was cut since is read once
+        try:
+            for step in self.tree.path(found.node):
+                stop = min(step.end, found.length, most)
+                if stop <= held:
                     break
-                node.resident = True
-                self._hold_end(node, seq_id)
-                restored += stop - held
-            held = stop
-            self._shared[seq_id] = held
+                if step.resident:
+                    self.memory.seq_cp(self.tree.holder(step), seq_id, held, stop)
+                else:
+                    node = step if stop == step.end else self.tree.split(step, stop - step.start)
+                    if there is None or node.stored is not there:
+                        self.memory.seq_rm(self._spare, -1, -1)
+                        there = node.stored
+                        if not self._restore(node, self._spare):
+                            break
+                    self.memory.seq_cp(self._spare, seq_id, node.start, node.end)
+                    node.resident = True
+                    self._hold_end(node, seq_id)
+                    restored += stop - held
+                held = stop
+                self._shared[seq_id] = held
+        finally:
+            self.memory.seq_rm(self._spare, -1, -1)
         return held, restored
 
     def _hold_end(self, node: Node, seq_id: int) -> None:
@@ -476,24 +484,16 @@ class Residency:
         return True
 
     def _restore(self, node: Node, seq_id: int) -> bool:
-        """Bring a stored node back into ``seq_id``, after what that holds already; False where it cannot be."""
+        """Read the state that a node is stored in into an empty sequence; False where it cannot be."""
         stored = node.stored
         if stored is None or not self._room_for(stored):
             return False
         try:
-            blob = self.tiers.get(stored)
-            if self.parts:
-                self.context.state_seq_set(self._spare, blob)
-                self.memory.seq_cp(self._spare, seq_id, node.start, node.end)
-            else:
-                self.context.state_seq_set(seq_id, blob)
+            self.context.state_seq_set(seq_id, self.tiers.get(stored))
         except (OSError, ValueError, LlamaRunnerError):
             self.counters.damaged += 1
             self.tiers.drop(node)
             return False
-        finally:
-            if self.parts:
-                self.memory.seq_rm(self._spare, -1, -1)
         self.counters.bytes_restored += stored.size
         return True
 

@@ -5,8 +5,10 @@ Every method wants the engine's lock held; those that touch the KV memory say th
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Hashable
+from collections import Counter
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +51,8 @@ class Scheduler:
         self.max_running = max_running
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
+        self._last_turns: dict[str | None, int] = {}  # of owners that have something waiting or running
+        self._n_turns = 0
         self._ended: list[Request] = []
         self._failed = 0  # decodes, when it was last looked what they had cost
         self.preemptions = self.finished = self.failed = self.cancelled = 0
@@ -57,9 +61,8 @@ class Scheduler:
     # --- the queue
 
     def push(self, request: Request) -> None:
-        """Put a request, or one that gave way, in its place: the larger priority first, then the older one."""
+        """Have a request, or one that gave way, wait for its turn."""
         self.waiting.append(request)
-        self.waiting.sort(key=lambda other: (-other.priority, other.tag))
 
     def next_deadline(self) -> float | None:
         """When the first of those that wait runs out of time, by ``time.perf_counter``."""
@@ -147,7 +150,7 @@ class Scheduler:
     # --- admission, while the loop is paused
 
     def admit(self) -> None:
-        """Start what is waiting, in its order, as far as there is room."""
+        """Start what is waiting, each in its turn, as far as there is room."""
         failed = self.loop.counters["failed_decodes"]
         if failed != self._failed and not self.residency.parts:
             self._failed = failed
@@ -157,8 +160,33 @@ class Scheduler:
             # what gave way for the sake of one that ended: nothing that runs will bring the manager back here
             self._admit()
 
+    def _turns(self) -> Iterator[Request]:
+        """Those that wait: of the largest priority one whose owner has the fewest running.
+
+        Of these one whose owner's last turn is the longest ago, and of its own the oldest.
+        """
+        running = Counter(request.owner for request in self.running.values())
+        here = {*running, *(request.owner for request in self.waiting)}
+        last = self._last_turns = {owner: turn for owner, turn in self._last_turns.items() if owner in here}
+
+        def place(request: Request) -> tuple[int, int, int, int]:
+            return -request.priority, running[request.owner], last.get(request.owner, 0), request.tag
+
+        turns = [(place(request), request) for request in self.waiting]
+        heapq.heapify(turns)
+        while turns:
+            found, request = heapq.heappop(turns)
+            if found != place(request):  # another of its owner's has been started since
+                heapq.heappush(turns, (place(request), request))
+                continue
+            yield request
+            if request.tag in self.running:
+                running[request.owner] += len(request.group)
+                self._n_turns += 1
+                last[request.owner] = self._n_turns
+
     def _admit(self) -> None:
-        for request in list(self.waiting):
+        for request in self._turns():
             full = self.running and len(self.running) + len(request.group) > self.max_running
             if full and not self._gives_way(request):
                 break

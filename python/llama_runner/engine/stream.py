@@ -68,6 +68,10 @@ class Stream(Iterator[Chunk]):
         assert chunk is not None
         return chunk
 
+    def read_whole(self) -> None:
+        """Say that its text is wanted at its end alone: it is one chunk then, and has no pace for others to keep."""
+        self._request.job.read_whole()
+
     def cancel(self) -> None:
         """End the generation within a step, without waiting for that; what has come can still be read."""
         if not self._request.ended:
@@ -151,6 +155,10 @@ class AsyncStream(AsyncIterator[Chunk]):
     ) -> None:
         self.cancel()
 
+    def read_whole(self) -> None:
+        """Say that its text is wanted at its end alone: it is one chunk then, and has no pace for others to keep."""
+        self._request.job.read_whole()
+
     def cancel(self) -> None:
         """End the generation within a step; returns at once."""
         if not self._request.ended:
@@ -158,6 +166,7 @@ class AsyncStream(AsyncIterator[Chunk]):
 
     async def result(self) -> Request:
         """Read to the end; a cancelled task ends the generation. Returns the request."""
+        self.read_whole()
         try:
             async for _ in self:
                 pass
@@ -192,14 +201,18 @@ def waker(events: list[asyncio.Event]) -> Callable[[], None]:
 def drain(engine: Engine, request: Request) -> Request:
     """Wait for the end of a request whose output nobody wants; an interrupt ends it."""
     with Stream(engine, request) as stream:
-        for _ in stream:
-            pass
+        _read_all(stream)
     return request
 
 
 def exhaust(stream: Stream) -> Completion:
     """Run a stream to its end."""
     with stream:
-        for _ in stream:
-            pass
+        _read_all(stream)
     return stream.completion
+
+
+def _read_all(stream: Stream) -> None:
+    stream.read_whole()
+    for _ in stream:
+        pass

@@ -257,6 +257,7 @@ class _Reading(Generic[S]):
     def __init__(self, turn: Turn) -> None:
         self._turn = turn
         self._reply: Reply | None = None
+        self._whole = False  # nobody wants to see it in pieces
         try:
             self._stream = self._submitted()
         except BaseException:
@@ -275,9 +276,15 @@ class _Reading(Generic[S]):
             return piece
         if turn.goes_on(self._stream.completion):
             self._stream = self._submitted()
+            if self._whole:
+                self._stream.read_whole()
             return dataclasses.replace(piece, finish_reason=None)
         deltas, self._reply = turn.last(self._stream.completion)
         return _with(piece, deltas)
+
+    def _read_whole(self) -> None:
+        self._whole = True
+        self._stream.read_whole()
 
     def _fail(self) -> None:
         self._stream.cancel()
@@ -332,6 +339,7 @@ class ReplyStream(_Reading[Stream], Iterator[ReplyChunk]):
 
     def result(self) -> Reply:
         """Read to the end; an error, or an interrupt, leaves the session as it was."""
+        self._read_whole()
         try:
             for _ in self:
                 pass
@@ -372,6 +380,7 @@ class AsyncReplyStream(_Reading[AsyncStream], AsyncIterator[ReplyChunk]):
 
     async def result(self) -> Reply:
         """Read to the end; an error, or a task that is cancelled, leaves the session as it was."""
+        self._read_whole()
         try:
             while not self._turn.over:
                 self._read(await self._stream.__anext__())

@@ -67,6 +67,7 @@ cdef extern from "engine/engine.h" nogil:
     lr_job *lr_job_new(const lr_job_spec *spec, const llama_vocab *vocab)
     void lr_job_free(lr_job *job)
     void lr_job_cancel(lr_job *job)
+    void lr_job_read_whole(lr_job *job)
     bool lr_job_wait(lr_job *job, int64_t timeout_us)
 
     ctypedef struct lr_job_progress:

@@ -14,6 +14,7 @@ from llama_runner._c.engine cimport (
     LR_WANT_LAST,
     LR_WANT_LOGPROBS,
     lr_job_cancel,
+    lr_job_read_whole,
     lr_job_end_now,
     lr_job_error_text,
     lr_job_free,
@@ -193,6 +194,14 @@ cdef class Job:
     def cancel(self):
         """End it before the next step; what it has sampled stays. Any thread."""
         lr_job_cancel(self.ptr)
+
+    def read_whole(self):
+        """Say that nobody reads it before its end, so that ``wait`` waits for that. Any thread.
+
+        It has no pace to keep then: once it has begun to sample it waits for those that came before that and still read,
+        and prompts that come later are read in larger slices.
+        """
+        lr_job_read_whole(self.ptr)
 
     def wait(self, timeout=None):
         """Wait, without the GIL, until there is something to take; False when ``timeout`` seconds are over first.

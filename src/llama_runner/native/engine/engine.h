@@ -76,6 +76,8 @@ LR_API void     lr_job_free(lr_job * job);  // gives the caller's reference back
 // --- any thread
 
 LR_API void lr_job_cancel(lr_job * job);
+// Nobody reads it before its end: until then there is nothing to wait for, and it has no pace to keep.
+LR_API void lr_job_read_whole(lr_job * job);
 // Waits until there is something to take, the job has ended, or the time is over (negative: no limit). True in the first
 // two cases.
 LR_API bool lr_job_wait(lr_job * job, int64_t timeout_us);
@@ -121,7 +123,7 @@ LR_API int64_t lr_job_wanted(lr_job * job, int32_t want, float * out, int64_t ro
 
 typedef struct lr_engine_config {
     int32_t slice_us;      // how long a step may take, so that a cancel is prompt
-    float   pace;          // how many times its usual length a step may take for the sake of reading, while others sample
+    float   pace;          // how many times its usual length a step may take for the sake of reading, while others stream
     int32_t n_batch;       // most rows of a step
     int32_t n_outputs;     // most of them with output
     bool    every_row;     // the graph gives output for every row and wants to be asked for it
@@ -205,7 +207,7 @@ typedef struct lr_engine_counters {
     int64_t failed_decodes, retried_rows, adapter_switches;
     int64_t gaps, gap_us;       // between two tokens of a job: how many, and all of them together
     int32_t n_jobs, n_stalled;  // running now; held back for want of room
-    double  step_us, row_us;    // measured: a step that only samples, and what a fed row adds
+    double  step_us, row_us;    // measured: the last step that only sampled, and a row of those that only read
 } lr_engine_counters;
 LR_API void lr_engine_count(lr_engine * engine, lr_engine_counters * counters);
 

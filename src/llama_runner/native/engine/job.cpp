@@ -103,7 +103,7 @@ int64_t lr_job::accept(llama_token token, int32_t n_vocab, int64_t now) {
     }
     if (end != LR_END_NONE) {
         finish(end, LR_ERROR_NONE, "");
-    } else {
+    } else if (!whole) {
         changed.notify_all();
     }
     return gap;
@@ -158,6 +158,10 @@ void lr_job_free(lr_job * job) {
 
 void lr_job_cancel(lr_job * job) {
     job->cancelled.store(true, std::memory_order_relaxed);
+}
+
+void lr_job_read_whole(lr_job * job) {
+    job->whole.store(true, std::memory_order_relaxed);
 }
 
 bool lr_job_wait(lr_job * job, int64_t timeout_us) {

@@ -31,6 +31,7 @@ struct lr_job {
     std::unordered_set<llama_token> stop_tokens, shown_tokens;
 
     std::atomic<bool> cancelled{false};
+    std::atomic<bool> whole{false};  // nobody reads it before its end
 
     // --- the engine's thread only, while the job is in the engine
     std::vector<llama_token> tokens;      // fed and sampled
@@ -76,7 +77,7 @@ struct lr_job {
     lr_job_progress          progress{};
     bool                     announced = false;  // whether the engine has said that there is output
 
-    bool has_output() const { return !new_tokens.empty() || progress.end != LR_END_NONE; }
+    bool has_output() const { return (!whole && !new_tokens.empty()) || progress.end != LR_END_NONE; }
 
 private:
     std::atomic<int> references{1};

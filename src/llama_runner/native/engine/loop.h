@@ -60,8 +60,12 @@ private:
 
     uint64_t arrivals   = 0;
     int      set_steps  = 0;  // steps since the active set became that
-    double   step_us = 0, row_us = 0;
     bool     stopped = false;  // the last step was, for one of those that it read for
+    bool     read_only = false;  // the last step was
+    members  waiting;  // of those that could sample, who does not take part in this step
+    members  watched;  // whose end stops this step under way
+    double   own_us[257] = {};  // measured, by how many sample: a step without reading
+    double   row_us = 0, mixed_row_us = 0;  // and a row that is read, without and with those that sample
 
     // the batch
     std::vector<llama_token>    tokens;
@@ -91,13 +95,15 @@ private:
     bool    choose(members & sampling, members & feeding);
     int32_t choose_set(const members & runnable) const;
     bool    activate(int32_t set, std::string & error);
+    bool    hold_back(const members & sampling, const members & feeding) const;
+    void    take_turns(members & sampling, members & feeding);
     int32_t feed_budget(const members & sampling, const members & feeding) const;
-    bool    alone(const members & sampling, const members & feeding) const;
+    double  own_time(size_t n_sampling) const;
     void    compose(const members & sampling, const members & feeding);
     void    put(lr_job * job, int32_t n_rows);
     int     prepare(std::string & error);
     int     compute(const members & those, std::string & error);
-    int     decode(const members & watched, std::string & error);
+    int     decode(bool stops, std::string & error);
     void    compute_or_split(const members & sampling, const members & feeding);
     void    fail(const members & those, int code, const std::string & error);
     void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);

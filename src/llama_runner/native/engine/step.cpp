@@ -12,9 +12,9 @@
 namespace {
 
 constexpr int32_t MIN_SLICE  = 8;     // rows; reading goes on however slow the machine is
-constexpr double  LEAST_SHARE = 0.4;  // of a slice that is read next to whatever samples
 constexpr int32_t FIRST      = 64;    // rows that are read while nothing is measured yet
-constexpr double  ALONE      = 2.5;   // slices in one, of a job that reads alone: longer ones cost less a row
+constexpr double  STOPPABLE  = 2.5;   // slices in one, where a cancel stops it: longer ones cost less a row
+constexpr int32_t MOST_AHEAD = 128;   // tokens that an answer without an end in sight is taken to have
 constexpr int32_t MOST_FORCED = 16;   // tokens that come with a sampled one: more rows would keep other jobs waiting
 constexpr int     SET_STEPS  = 4;     // steps with one set of adapters while jobs with another wait
 constexpr double  SMOOTHING  = 0.25;  // weight of the newest measurement
@@ -88,7 +88,45 @@ bool lr_engine::choose(members & sampling, members & feeding) {
             (job->reading() ? feeding : sampling).push_back(job);
         }
     }
+    take_turns(sampling, feeding);
     return true;
+}
+
+// Whoever wants no more than the whole of an answer waits for those that came with it: all are read, in large slices, and then
+// sample in the same steps. Not for longer than sampling takes it, nor for what it has overtaken or what came later.
+bool lr_engine::hold_back(const members & sampling, const members & feeding) const {
+    const double together = own_time(sampling.size() + feeding.size());
+    return std::all_of(sampling.begin(), sampling.end(), [&](const lr_job * job) {
+        int64_t reading = 0;
+        for (const lr_job * other : feeding) {
+            const bool with = other->created_us > job->created_us - config.slice_us && other->created_us <= job->progress.first_us;
+            if (with && other->picker != nullptr && other->priority >= job->priority) {
+                reading += other->n_left();
+            }
+        }
+        const int32_t ahead = std::min(job->max_tokens - job->n_sampled(), MOST_AHEAD);
+        return reading > 0 && (double) reading * row_us <= ahead * together;
+    });
+}
+
+// Where nobody streams, steps read and sample by turns: on a CPU a row costs the same in either, but less in a large slice.
+void lr_engine::take_turns(members & sampling, members & feeding) {
+    waiting.clear();
+    watched.clear();
+    const bool whole = std::all_of(sampling.begin(), sampling.end(), [](const lr_job * job) { return job->whole.load(); });
+    if (whole && !sampling.empty() && !feeding.empty()) {
+        if (hold_back(sampling, feeding) || (stoppable && !read_only)) {
+            waiting.swap(sampling);
+        } else if (stoppable) {
+            feeding.clear();
+        }
+    }
+    read_only = sampling.empty();
+    // what only reads is stopped for one that is over; not twice in a row, or cancels would keep the others from reading
+    if (stoppable && read_only && (feeding.size() + waiting.size() == 1 || (steps_back && !stopped))) {
+        watched = feeding;
+        watched.insert(watched.end(), waiting.begin(), waiting.end());
+    }
 }
 
 // Of those with the highest priority; the active set for a few steps, and then the next.
@@ -139,9 +177,19 @@ bool lr_engine::activate(int32_t set, std::string & error) {
 
 // --- the batch
 
-// Nobody but the one that is stopped loses anything by it.
-bool lr_engine::alone(const members & sampling, const members & feeding) const {
-    return stoppable && sampling.empty() && feeding.size() == 1;
+// How long a step takes in which so many sample and nothing is read, in µs; 0 where nothing is known. Of other numbers the
+// nearest tells.
+double lr_engine::own_time(size_t n_sampling) const {
+    const auto n = (int32_t) n_sampling;
+    for (int32_t away = 0; away <= 256; ++away) {
+        if (n - away > 0 && own_us[n - away] > 0) {
+            return own_us[n - away] * n / (n - away);
+        }
+        if (n + away <= 256 && own_us[n + away] > 0) {
+            return own_us[n + away];
+        }
+    }
+    return 0;
 }
 
 // How many rows may be read in a step next to those that sample.
@@ -150,17 +198,16 @@ int32_t lr_engine::feed_budget(const members & sampling, const members & feeding
     if (row_us <= 0) {
         return std::min(room, FIRST);
     }
-    double time = config.slice_us * (alone(sampling, feeding) ? ALONE : 1);
+    const double slice = config.slice_us * (watched.empty() ? 1 : STOPPABLE);
+    const double row   = !sampling.empty() && mixed_row_us > 0 ? mixed_row_us : row_us;
     // who began to sample after the first of them came has no pace yet that it could keep
     const int64_t came  = feeding.front()->created_us;
     const bool    paced = std::any_of(sampling.begin(), sampling.end(), [came](const lr_job * job) {
-        return job->progress.first_us != 0 && job->progress.first_us < came;
+        return !job->whole && job->progress.first_us != 0 && job->progress.first_us < came;
     });
-    if (paced && step_us > 0) {
-        // however long or short their own steps are, those that sample give reading a share: few rows cost more each
-        time = std::max(std::min(time, config.pace * step_us) - step_us, LEAST_SHARE * config.slice_us);
-    }
-    return std::max(std::min(room, (int32_t) (time / row_us)), std::min(room, MIN_SLICE));
+    const double own  = own_time(sampling.size());
+    const double time = paced && own > 0 ? std::min(slice, (config.pace - 1) * own) : slice;
+    return std::min(room, std::max((int32_t) (time / row), MIN_SLICE));
 }
 
 void lr_engine::put(lr_job * job, int32_t n_rows) {
@@ -238,19 +285,19 @@ int lr_engine::prepare(std::string & error) {
     return code == 0 ? 0 : NOT_COMPUTED;
 }
 
-int lr_engine::decode(const members & watched, std::string & error) {
+int lr_engine::decode(bool stops, std::string & error) {
     if (fail_n > 0) {
         --fail_n;
         return fail_code;
     }
     int code;
     lr_abort_arm(abort, false, 0);
-    if (!watched.empty()) {
+    if (stops) {
         lr_abort_watch(abort, [](void * jobs) {
             const auto & those = *static_cast<const members *>(jobs);
             const int64_t now = lr_now_us();
             return std::any_of(those.begin(), those.end(), [now](const lr_job * job) { return job->is_over(now); });
-        }, const_cast<members *>(&watched));
+        }, &watched);
     }
     try {
         code = prepare(error);
@@ -287,10 +334,8 @@ int lr_engine::compute(const members & those, std::string & error) {
         before[job->seq_id] = job->n_resident - 1;
     }
     lr_memory_tails(ctx, tails);
-    // what only reads is stopped for one that is over; not twice in a row, or cancels would keep the others from reading
-    const bool reads = std::all_of(those.begin(), those.end(), [](const lr_job * job) { return job->reading(); });
-    const bool stops = stoppable && reads && (those.size() == 1 || (steps_back && !stopped));
-    const int code = decode(stops ? those : members{}, error);
+    const bool stops = !watched.empty();
+    const int  code  = decode(stops, error);
     stopped = stops && code == 2;
     if (code != 0 && poisoned.empty()) {
         lr_memory_take_back(ctx, before, tails, code != 1 && code != -1, emptied);
@@ -390,21 +435,20 @@ void lr_engine::measure(int32_t n_sampling, int32_t n_fed, int64_t took) {
     const auto blend = [](double old, double fresh) {
         return old <= 0 ? fresh : old + SMOOTHING * (fresh - old);
     };
-    // what a row that is read costs is known from steps that only read; of a mixed one the rest is the others'
     if (n_fed == 0) {
-        step_us = blend(step_us, (double) took);
-    } else if (n_sampling == 0 && n_fed >= MIN_SLICE) {
-        row_us = blend(row_us, (double) took / n_fed);
-    } else if (n_sampling > 0 && row_us > 0) {
-        step_us = blend(step_us, std::max(1.0, (double) took - n_fed * row_us));
-    } else if (n_sampling > 0 && n_fed >= MIN_SLICE) {
-        row_us = std::max(1.0, (double) took - step_us) / n_fed;
+        own_us[n_sampling] = blend(own_us[n_sampling], (double) took);
+    } else if (n_sampling > 0) {
+        // what reading makes dearer for the others, too, counts as its own; what is known of those may be too much
+        mixed_row_us = blend(mixed_row_us, std::max({1.0, row_us, ((double) took - own_time(n_sampling)) / n_fed}));
+    }
+    if (n_fed >= MIN_SLICE && (n_sampling == 0 || row_us <= 0)) {
+        row_us = blend(row_us, n_sampling == 0 ? (double) took / n_fed : mixed_row_us);
     }
     std::lock_guard<std::mutex> lock(mutex);
     counters.rows_fed += n_fed - n_forced;
     counters.rows_forced += n_forced;
     counters.rows_sampled += n_sampling;
-    counters.step_us = step_us;
+    counters.step_us = n_fed == 0 ? own_us[n_sampling] : counters.step_us;
     counters.row_us  = row_us;
 }
 
