@@ -207,7 +207,7 @@ def test_each_request_has_its_own_adapters(runner: LlamaRunner, path: Path, tmp_
         runner.generate(given, adapters=[(adapter, 1.0), (adapter, 1.0)])
     with pytest.raises(ArgumentTypeError, match="maps each LoraAdapter"):
         runner.generate(given, adapters=[1.0])
-    wait_for(lambda: not runner.engine._sets)
+    wait_for(lambda: not len(runner.engine.adapter_sets))
     adapter.close()  # nothing uses it any more
     second.close()
 

@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_float, check_int
-from llama_runner.core import Context, DecodeLoop, LoraAdapter, SamplerChain
+from llama_runner.core import Context, DecodeLoop, SamplerChain
+from llama_runner.engine.adapter_sets import Adapters, AdapterSets
 from llama_runner.engine.counters import EngineCounters
 from llama_runner.engine.kv_map import KvMap, Owner
 from llama_runner.engine.prefix import Node
@@ -34,7 +35,6 @@ from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
     ContextOverflowError,
-    InvalidArgumentError,
     LlamaRunnerError,
     LlamaRuntimeError,
 )
@@ -45,7 +45,6 @@ __all__ = ["Adapters", "Engine", "LogitsProcessor"]
 
 Tokens = npt.NDArray[np.int32]
 LogitsProcessor = Callable[[list[Tokens], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
-Adapters = Mapping[LoraAdapter, float] | Sequence[tuple[LoraAdapter, float]]
 
 
 class Engine:
@@ -100,9 +99,6 @@ class Engine:
         self._inbox_lock = threading.Lock()
         self._inbox: deque[Request] = deque()
         self._unpinned: deque[Node] = deque()
-        self._sets: dict[Hashable, int] = {}  # numbers of the adapters that requests are computed with
-        self._set_users: dict[Hashable, int] = {}  # and how many requests are
-        self._set_numbers = itertools.count(1)
         self._processors: dict[int, int] = {}  # how many requests use each
         check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
         check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
@@ -123,6 +119,7 @@ class Engine:
         except BaseException:
             self.loop.close()
             raise
+        self.adapter_sets = AdapterSets(self.loop)
         self.scheduler = Scheduler(
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
@@ -266,44 +263,7 @@ class Engine:
 
     def prefix_key(self, adapters: Adapters | None) -> Hashable:
         """Prefixes are shared among requests with the same: None without adapters, else their digests and scales."""
-        if not adapters:
-            return None
-        pairs = pairs_of(adapters)
-        for pair in pairs:
-            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], LoraAdapter)):
-                raise ArgumentTypeError(f"adapters maps each LoraAdapter to its scale, and has {pair!r:.60}")
-            if pair[0].model is not self.context.model:
-                raise InvalidArgumentError(f"{pair[0]!r} is of another model than {self.context.model!r}")
-            check_float("the scale of an adapter", pair[1], -1e30, 1e30)
-        key = tuple(sorted((str(adapter.digest), float(scale)) for adapter, scale in pairs if scale))
-        if len({digest for digest, _ in key}) < len(key):
-            raise InvalidArgumentError("adapters has one of them twice")
-        return key or None
-
-    def _adapter_set(self, adapters: Adapters | None, n: int) -> tuple[Hashable, int]:
-        """What a request is computed with: the key of its prefixes, and the number that the loop knows it by."""
-        key = self.prefix_key(adapters)
-        if key is None or adapters is None:
-            return None, 0
-        pairs = pairs_of(adapters)
-        with self._lock:
-            self._set_users[key] = self._set_users.get(key, 0) + n  # given back when the requests have ended
-            if key not in self._sets:
-                number = next(self._set_numbers)
-                try:
-                    with self._paused() as context:
-                        # it checks them against the graph, which a later step relies on
-                        context.set_adapters(dict(pairs))
-                        context.set_adapters(None)
-                        self.loop.adapters_changed()
-                        self.loop.set_adapters(
-                            number, [(adapter, float(scale)) for adapter, scale in pairs if scale]
-                        )
-                except BaseException:
-                    del self._set_users[key]
-                    raise
-                self._sets[key] = number
-            return key, self._sets[key]
+        return self.adapter_sets.key(adapters)
 
     @staticmethod
     def new_seed() -> int:
@@ -470,8 +430,16 @@ class Engine:
                 if not self._processors[request.processor]:
                     del self._processors[request.processor]
                     self.loop.remove_processor(request.processor)
-        if request.key is not None:
-            self._release_set(request.key, 1)
+        self._release_set(request.key, 1)
+
+    def _adapter_set(self, adapters: Adapters | None, n: int) -> tuple[Hashable, int]:
+        with self._lock:
+            return self.adapter_sets.take(adapters, n, self._paused)
+
+    def _release_set(self, key: Hashable, n: int) -> None:
+        if key is not None:
+            with self._lock:
+                self.adapter_sets.release(key, n, self._paused)
 
     @contextlib.contextmanager
     def _given_back(self, key: Hashable, n: int) -> Iterator[None]:
@@ -479,18 +447,8 @@ class Engine:
         try:
             yield
         except BaseException:
-            if key is not None:
-                self._release_set(key, n)
+            self._release_set(key, n)
             raise
-
-    def _release_set(self, key: Hashable, n: int) -> None:
-        with self._lock:
-            self._set_users[key] -= n
-            if self._set_users[key] == 0:
-                del self._set_users[key]
-                number = self._sets.pop(key)
-                with self._paused():
-                    self.loop.set_adapters(number, ())
 
     # --- what there is
 
@@ -662,11 +620,6 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def pairs_of(adapters: Adapters) -> list[Any]:
-    """Adapters and scales, however they were given; what is in the pairs is not looked at."""
-    return list(adapters.items() if isinstance(adapters, Mapping) else adapters)
 
 
 MEMORY_KINDS = ("none", "attention", "sliding-window", "recurrent", "hybrid", "unknown")
