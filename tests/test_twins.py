@@ -9,6 +9,7 @@ import pytest
 
 from llama_runner import LlamaRunner, Session
 from llama_runner.engine import Sequence
+from llama_runner.pool import WorkerSession
 
 # those that return at once, or are about asyncio or lifetime themselves
 AT_ONCE = {
@@ -19,6 +20,7 @@ AT_ONCE = {
         "add", "branches", "fork", "load", "messages", "n_tokens", "pin", "prune", "stream", "to_messages", "tokens",
         "unpin", "info", "busy",
     },
+    WorkerSession: {"branches", "messages", "n_tokens", "stream", "to_messages", "tokens"},
     Sequence: {
         "fork", "pinned", "snapshot", "text", "tokens", "truncate", "unpin", "pin", "restore",
     },
@@ -57,8 +59,17 @@ def test_it_has_a_twin(kind: type, name: str) -> None:
         ]
 
 
+def test_a_session_in_a_worker_has_the_methods_of_one_here() -> None:
+    missing = public(Session).keys() - public(WorkerSession).keys()
+    assert missing == {"busy", "load"}  # a file is loaded by the runner
+    for name in public(Session).keys() - missing - {"warm", "awarm"}:
+        here, there = public(Session)[name], public(WorkerSession)[name]
+        if callable(here):
+            assert list(inspect.signature(here).parameters) == list(inspect.signature(there).parameters), name
+
+
 def test_streams_have_twins() -> None:
-    for kind in (LlamaRunner, Session):
+    for kind in (LlamaRunner, Session, WorkerSession):
         assert "astream" in public(kind)
     assert {name for _, name in CASES} >= {
         "generate",

@@ -40,6 +40,7 @@ from llama_runner.results import Completion, ContextInfo, SequenceInfo
 from llama_runner.session import Session
 from llama_runner.session.conversation import Registry
 from llama_runner.session.session import Tools
+from llama_runner.session.store import Snapshot
 from llama_runner.stateful import StatefulLog, StatefulTurn
 
 __all__ = ["LlamaRunner", "Stream"]
@@ -303,6 +304,14 @@ class LlamaRunner(Generating):
     ) -> Session:
         """``load_session`` for asyncio."""
         return await asyncio.to_thread(lambda: self.load_session(path, tools=tools, adapters=adapters, kv=kv))
+
+    def _restored_session(self, taken: Snapshot) -> Session:
+        """The session that a snapshot is of; its tokens are computed when it goes on."""
+        template = self._chat_template() if self.model.chat_template() else None
+        made = Session._restored(taken, self.engine, template=template)
+        made._log = taken.tokens
+        self._sessions.add(made)
+        return made
 
     def _chat_template(self, template: str | ChatTemplate | None = None) -> ChatTemplate:
         self._check_open()

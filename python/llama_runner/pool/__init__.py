@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from llama_runner.pool.checkout import AsyncCheckout, Checkout, PooledModel
 from llama_runner.pool.pool import RunnerPool
-from llama_runner.pool.worker_runner import WorkerRunner, WorkerStream
+from llama_runner.pool.worker_runner import WorkerRunner
+from llama_runner.pool.worker_session import WorkerSession
+from llama_runner.pool.worker_stream import WorkerStream
 
-__all__ = ["AsyncCheckout", "Checkout", "PooledModel", "RunnerPool", "WorkerRunner", "WorkerStream"]
+__all__ = [
+    "AsyncCheckout", "Checkout", "PooledModel", "RunnerPool", "WorkerRunner", "WorkerSession", "WorkerStream",
+]  # fmt: skip

@@ -128,9 +128,16 @@ class WorkerProcess:
         self._outbox.put(data)
         return call
 
-    def cancel(self, call: Call) -> None:
-        """Have a call end where it is. Returns at once, and may be called by a finalizer."""
-        self._outbox.put(wire.encode(("cancel", call.id)))
+    def cancel(self, call: Call, *, keep: bool = True) -> None:
+        """Have a call end where it is. Returns at once, and may be called by a finalizer.
+
+        Without ``keep`` a reply that it ends is no part of its session.
+        """
+        self._outbox.put(wire.encode(("cancel", call.id, keep)))
+
+    def forget(self, session: int) -> None:
+        """Tell it that nobody has a session any more. Returns at once, and may be called by a finalizer."""
+        self._outbox.put(wire.encode(("forget", 0, session)))
 
     @property
     def fate(self) -> str:

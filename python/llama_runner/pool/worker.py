@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from llama_runner.errors import InvalidArgumentError, LlamaRuntimeError
+from llama_runner.errors import InvalidArgumentError, LlamaRuntimeError, UnknownMessageError
 from llama_runner.pool import wire
 
 if TYPE_CHECKING:
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 
     from llama_runner.params import GenerationParams
     from llama_runner.runner import LlamaRunner, Stream
+    from llama_runner.session import Branch, Session
+    from llama_runner.session.store import Snapshot
+    from llama_runner.session.turn import ReplyStream
 
 CALLS = 128  # calls that run at a time, each in a thread; more wait
 PARENT_SECONDS = 1.0  # how often it looks whether its parent still lives
 CLOSE_SECONDS = 5.0  # what closing the runner may take
 METHODS = frozenset({"apply_chat_template", "chat_tokens", "generate_many", "get_context_info"})
+ACTIONS = frozenset(
+    {
+        "add", "checkout", "drop", "edit", "gc", "info", "pin", "plan", "prune", "rollback", "save", "sync", "unpin",
+        "warm",
+    }
+)  # fmt: skip
 
 
 class Cancelled(BaseException):
@@ -38,10 +47,13 @@ class Running:
     """A call in its thread."""
 
     def __init__(self) -> None:
+        self.done = threading.Event()
         self.cancelled = False
-        self.stream: Stream | None = None
+        self.abandoned = False  # and nothing of it is to stay
+        self.stream: Stream | ReplyStream | None = None
 
-    def cancel(self) -> None:
+    def cancel(self, keep: bool = True) -> None:
+        self.abandoned = self.abandoned or not keep
         self.cancelled = True
         # where a stream can be ended by another thread, it does not wait for its next chunk
         cancel = getattr(self.stream, "cancel", None)
@@ -59,6 +71,8 @@ class Worker:
         self.threads = ThreadPoolExecutor(CALLS, thread_name_prefix="call")
         self.write_lock = threading.Lock()
         self.pinned: Any = None  # what the prefix cache keeps for the conversation
+        self.sessions: dict[int, Session] = {}
+        self.turns: dict[int, Running] = {}  # the last turn of each
 
     def send(self, *message: Any) -> None:
         data = wire.encode(message)
@@ -95,7 +109,11 @@ class Worker:
             if kind == "cancel":
                 call = self.running.get(call_id)
                 if call is not None:
-                    call.cancel()
+                    call.cancel(*content)
+                continue
+            if kind == "forget":
+                self.sessions.pop(content[0], None)
+                self.turns.pop(content[0], None)
                 continue
             self.running[call_id] = running = Running()
             self.threads.submit(self.serve, call_id, running, kind, content)
@@ -122,6 +140,7 @@ class Worker:
             self.send(call_id, "error", wire.portable_error(error))
         finally:
             self.running.pop(call_id, None)
+            running.done.set()
 
     # --- what can be called
 
@@ -201,6 +220,84 @@ class Worker:
         self.runner.clear_context()
         return ("result", None)
 
+    # --- sessions, each of which is answered with how it is then
+
+    def do_open(self, call_id: int, running: Running, name: int, how: dict[str, Any]) -> tuple[Any, ...]:
+        assert self.runner is not None
+        return self.taken_in(name, self.runner.session(**how))
+
+    def do_load(
+        self, call_id: int, running: Running, name: int, path: str, how: dict[str, Any]
+    ) -> tuple[Any, ...]:
+        assert self.runner is not None
+        return self.taken_in(name, self.runner.load_session(path, **how))
+
+    def do_fork(self, call_id: int, running: Running, name: int, other: int) -> tuple[Any, ...]:
+        return self.taken_in(name, self.sessions[other].fork())
+
+    def do_restore(self, call_id: int, running: Running, name: int, taken: Snapshot) -> tuple[Any, ...]:
+        """A session of a worker that died."""
+        assert self.runner is not None
+        return self.taken_in(name, self.runner._restored_session(taken))
+
+    def session(self, name: int) -> Session:
+        """A session, once a turn of it that was given up is over."""
+        last = self.turns.get(name)
+        if last is not None and last.cancelled:
+            last.done.wait(CLOSE_SECONDS)
+        return self.sessions[name]
+
+    def taken_in(self, name: int, session: Session) -> tuple[Any, ...]:
+        self.sessions[name] = session
+        return ("result", session._snapshot())
+
+    def do_session(
+        self,
+        call_id: int,
+        running: Running,
+        name: int,
+        action: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, ...]:
+        assert action in ACTIONS, action
+        session = self.session(name)
+        if action == "checkout" and isinstance(args[0], tuple):
+            args = (branch_of(session, args[0]),)
+        value = getattr(session, action)(*args, **kwargs)
+        if action == "warm":  # its handle stays here
+            value = None
+        return ("result", (value, session._snapshot()))
+
+    def do_reply(
+        self, call_id: int, running: Running, name: int, content: Any, options: dict[str, Any], quiet: bool
+    ) -> tuple[Any, ...]:
+        """A turn; ``quiet`` sends no chunks but the last, for who wants the reply alone."""
+        session = self.session(name)
+        if running.cancelled:  # while it waited for a thread
+            raise Cancelled
+        self.turns[name] = running
+        stream = session.stream(content, **options)
+        try:
+            running.stream = stream
+            self.send(call_id, "started")
+            if running.cancelled:
+                running.cancel()
+            if quiet:
+                stream._read_whole()
+            last = None
+            while not stream._turn.over:
+                chunk = next(stream._stream)
+                if running.abandoned:
+                    raise Cancelled
+                last = stream._read(chunk)
+                if last.finish_reason is None and not quiet:
+                    self.send(call_id, "chunk", last)
+        except BaseException:
+            stream._fail()
+            raise
+        return ("end", last, stream.reply, stream.reply.explanation, session._snapshot())
+
     def do_call(
         self, call_id: int, running: Running, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, ...]:
@@ -212,6 +309,17 @@ class Worker:
         engine = getattr(self.runner, "engine", None)
         if engine is not None:
             self.pinned = engine.pin(tokens, self.pinned)
+
+
+def branch_of(session: Session, trail: tuple[tuple[str, Any], ...]) -> Branch:
+    """Where these messages are, one after another, in a session's tree."""
+    stack = [session.branches]
+    while stack:
+        here = stack.pop()
+        if tuple((message.id, message.data) for message in here.messages()) == trail:
+            return here
+        stack.extend(here)
+    raise UnknownMessageError("this branch is no longer there: see branches")
 
 
 def watch_parent(parent: int) -> None:

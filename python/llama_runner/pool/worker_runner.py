@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -21,114 +21,18 @@ from llama_runner._check import check_float, check_int
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
-    InvalidArgumentError,
     WorkerDiedError,
 )
 from llama_runner.params import GenerationParams
 from llama_runner.pool.process import Call, Message, WorkerProcess, check_process
+from llama_runner.pool.worker_session import WorkerSession
+from llama_runner.pool.worker_stream import Progress, WorkerStream, exhaust
 from llama_runner.results import Chunk, Completion, ContextInfo
+from llama_runner.session.session import Tools, as_tool_set
 
-__all__ = ["WorkerRunner", "WorkerStream"]
+__all__ = ["WorkerRunner"]
 
 Prompt = str | bytes | Sequence[int] | npt.NDArray[np.integer[Any]]
-Progress = Callable[[int, int], object]
-
-
-class WorkerStream(Iterator[Chunk]):
-    """A generation under way in a worker: iterate over its chunks; ``completion`` is there at the end.
-
-    ``close()``, leaving a ``with`` block, or dropping the last reference ends it early, in the worker too. One
-    thread at a time. When the worker dies, ``next()`` raises WorkerDiedError after the chunks that had arrived.
-    """
-
-    def __init__(
-        self, process: WorkerProcess, call: Call, progress: Progress | None = None, response_type: Any = None
-    ) -> None:
-        self._process, self._call = process, call
-        self._response_type = response_type  # it stays here: the worker may not have it
-        self._ended = False
-        self._completion: Completion | None = None
-        self._explanation: Any = None
-        self._error: BaseException | None = None
-        self.tokens: npt.NDArray[np.int32] | None = None  # of a turn: the conversation after it
-        try:
-            while (message := call.messages.get())[0] != "started":
-                if message[0] == "progress":
-                    if progress is not None:
-                        progress(*message[1:])
-                else:
-                    self._take(message)
-        except BaseException:
-            self.close()
-            raise
-
-    def __next__(self) -> Chunk:
-        chunk = None
-        while chunk is None:
-            if self._ended:
-                raise StopIteration
-            try:
-                message = self._call.messages.get()
-            except BaseException:  # Ctrl-C
-                self.close()
-                raise
-            chunk = self._take(message)
-        return chunk
-
-    def _take(self, message: Message) -> Chunk | None:
-        kind, *rest = message
-        if kind == "chunk":
-            return cast("Chunk", rest[0])
-        if kind == "error":
-            self._ended = True
-            self._error = rest[0]
-            raise rest[0]
-        if kind == "end":
-            self._ended = True
-            chunk, self._completion, self._explanation, *more = rest
-            self.tokens = more[0] if more else None
-            return cast("Chunk | None", chunk)
-        return None  # a late report of progress
-
-    def close(self) -> None:
-        """End the generation where it is, within a step; closing twice is no error."""
-        if self._ended:
-            return
-        self._process.cancel(self._call)
-        while not self._ended:
-            try:
-                self._take(self._call.messages.get())
-            except Exception:  # it is kept for ``completion``
-                pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        # nobody will read it: tell the worker, and wait for nothing
-        if not getattr(self, "_ended", True):
-            self._process.cancel(self._call)
-
-    @property
-    def completion(self) -> Completion:
-        """The result, once the stream is exhausted or closed; InvalidArgumentError before; its error if it failed."""
-        if not self._ended:
-            raise InvalidArgumentError("the stream is not finished: exhaust it or close() it first")
-        if self._completion is None:
-            assert self._error is not None
-            raise self._error
-        return self._completion.as_type(self._response_type)
-
-    def explain(self) -> Any:
-        """What ``Stream.explain()`` tells, once the stream has ended."""
-        if self._explanation is None:
-            raise InvalidArgumentError("the stream is not finished, or has failed: nothing explains it yet")
-        return self._explanation
 
 
 class WorkerRunner:
@@ -152,9 +56,10 @@ class WorkerRunner:
 
     When the worker dies, every call that is in it raises WorkerDiedError, and none is repeated: it may have been the
     reason. The next call starts a new worker and waits for its model. The conversation of ``generate_stateful`` is
-    kept here, as tokens, after each turn that succeeded: the new worker reads it in again at the next turn, and it
-    goes on as if nothing had happened. A worker that died ``max_restarts`` times within the window stays down until
-    some of that time is over: calls raise WorkerDiedError. The worker ends when this process does, however that ends.
+    kept here, as tokens, after each turn that succeeded, and so are sessions: the new worker reads them in again at
+    the next turn, and they go on as if nothing had happened. A worker that died ``max_restarts`` times within the
+    window stays down until some of that time is over: calls raise WorkerDiedError. The worker ends when this process
+    does, however that ends.
     """
 
     def __init__(
@@ -427,6 +332,38 @@ class WorkerRunner:
         given = {"add_generation_prompt": add_generation_prompt, **kwargs}
         return cast("npt.NDArray[np.int32]", self._call("chat_tokens", messages, **given))
 
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        messages: Iterable[Mapping[str, Any]] = (),
+        tools: Tools = (),
+        template: str | None = None,
+        params: GenerationParams | None = None,
+        **options: Any,
+    ) -> WorkerSession:
+        """As ``LlamaRunner.session``: a conversation in the worker, which goes on when that dies."""
+        offered = as_tool_set(tools)
+        how = {
+            "system": system, "messages": list(messages), "tools": offered.to_list(), "template": template,
+            "params": params, **options,
+        }  # fmt: skip
+        return WorkerSession(self, self._living(), offered, params, "open", how)
+
+    def load_session(
+        self, path: str | os.PathLike[str], *, tools: Tools | None = None, kv: bool = True
+    ) -> WorkerSession:
+        """As ``LlamaRunner.load_session``: the worker reads the file."""
+        offered = None if tools is None else as_tool_set(tools)
+        how = {"tools": None if offered is None else offered.to_list(), "kv": kv}
+        return WorkerSession(self, self._living(), offered, None, "load", os.fspath(path), how)
+
+    async def aload_session(
+        self, path: str | os.PathLike[str], *, tools: Tools | None = None, kv: bool = True
+    ) -> WorkerSession:
+        """``load_session`` for asyncio."""
+        return await asyncio.to_thread(lambda: self.load_session(path, tools=tools, kv=kv))
+
     # --- the context
 
     def get_context_info(self) -> ContextInfo:
@@ -449,7 +386,10 @@ class WorkerRunner:
 
     @staticmethod
     def _result(process: WorkerProcess, kind: str, *content: Any) -> Any:
-        call = process.begin(Call(), kind, *content)
+        return WorkerRunner._answer(process.begin(Call(), kind, *content))
+
+    @staticmethod
+    def _answer(call: Call) -> Any:
         answer, value = call.messages.get()
         if answer == "error":
             raise value
@@ -489,14 +429,6 @@ class WorkerRunner:
     def __repr__(self) -> str:
         state = "closed" if self._closed else "dead" if self._process.dead else f"pid {self.pid}"
         return f"<WorkerRunner {self._name!r} {state}, {self._n_restarts} restarts>"
-
-
-def exhaust(stream: WorkerStream) -> Completion:
-    """Run a stream to its end."""
-    with stream:
-        for _ in stream:
-            pass
-    return stream.completion
 
 
 def routing(priority: int, owner: str | None) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from llama_runner.session.message import Branch, Message, Node
 from llama_runner.session.rendering import Options, checked_variables
 from llama_runner.session.reply import Reply
 from llama_runner.session.steps import Limits, Run, Step, arun_steps, run_steps
-from llama_runner.session.store import describe_tree, making_sense, read_file, save_file, verify
+from llama_runner.session.store import Snapshot, describe_tree, making_sense, read_file, save_file, verify
 from llama_runner.session.turn import AsyncReplyStream, ReplyStream, Turn
 
 __all__ = ["Session"]
@@ -439,26 +439,30 @@ class Session(Conversation):
         cannot be saved.
         """
         with self._taken():
-            header = {
-                **describe_tree(self._head, self._tips),
-                "pinned": sorted(self._pinned),
-                "tools": self.tools.to_list(),
-                "template": self.template.source,
-                "params": self.params.to_dict(),
-                "options": {
-                    "enable_thinking": self.options.enable_thinking,
-                    "template_kwargs": dict(self.options.template_kwargs),
-                    "reasoning_format": self.options.reasoning_format,
-                    "on_full": self.on_full,
-                    "memory_limit": self.memory_limit,
-                    "owner": self.owner,
-                    "priority": self.priority,
-                },
-                "seed": self.seed,
-                "draws": self._draws,
-                "adapters": repr(self.engine.prefix_key(self.adapters)),
-            }
-            return save_file(path, self.engine, header, self._log, adapters=self.adapters)
+            taken = self._snapshot()
+            return save_file(path, self.engine, taken.header, taken.tokens, adapters=self.adapters)
+
+    def _snapshot(self) -> Snapshot:
+        header = {
+            **describe_tree(self._head, self._tips),
+            "pinned": sorted(self._pinned),
+            "tools": self.tools.to_list(),
+            "template": self.template.source,
+            "params": self.params.to_dict(),
+            "options": {
+                "enable_thinking": self.options.enable_thinking,
+                "template_kwargs": dict(self.options.template_kwargs),
+                "reasoning_format": self.options.reasoning_format,
+                "on_full": self.on_full,
+                "memory_limit": self.memory_limit,
+                "owner": self.owner,
+                "priority": self.priority,
+            },
+            "seed": self.seed,
+            "draws": self._draws,
+            "adapters": repr(self.engine.prefix_key(self.adapters)),
+        }
+        return Snapshot(header, self._log)
 
     @classmethod
     def load(
@@ -480,23 +484,36 @@ class Session(Conversation):
         if repr(key) != header["adapters"]:
             raise StateError("the session was saved with other adapters: pass those as adapters=")
         with making_sense():
-            if template is None or template.source != header["template"]:
-                template = ChatTemplate(engine.context.model, header["template"])
-            made = cls(
-                engine,
-                template,
-                tools=ToolSet(header["tools"]) if chosen is None else chosen,
-                params=GenerationParams.from_dict(header["params"]),
-                seed=header["seed"],
-                adapters=adapters,
-                **header["options"],
-            )
+            made = cls._restored(saved, engine, template=template, tools=chosen, adapters=adapters)
         if kv:
             verify(saved, engine, adapters=adapters)
             made._log = saved.tokens
-        nodes = saved.nodes()
-        made._head = None if header["head"] is None else nodes[header["head"]]
-        made._tips = [None if place is None else nodes[place] for place in header["tips"]]
+        return made
+
+    @classmethod
+    def _restored(
+        cls,
+        taken: Snapshot,
+        engine: Engine,
+        *,
+        template: ChatTemplate | None = None,
+        tools: ToolSet | None = None,
+        adapters: Adapters | None = None,
+    ) -> Session:
+        """The session that a snapshot is of, with no tokens yet."""
+        header = taken.header
+        if template is None or template.source != header["template"]:
+            template = ChatTemplate(engine.context.model, header["template"])
+        made = cls(
+            engine,
+            template,
+            tools=ToolSet(header["tools"]) if tools is None else tools,
+            params=GenerationParams.from_dict(header["params"]),
+            seed=header["seed"],
+            adapters=adapters,
+            **header["options"],
+        )
+        made._head, made._tips = taken.ends()
         made._pinned = set(header["pinned"])
         made._draws = header["draws"]
         return made

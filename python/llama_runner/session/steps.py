@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llama_runner._check import check_bool, check_float, check_int
 from llama_runner.chat.tools import (
@@ -23,7 +23,8 @@ from llama_runner.results import Usage
 from llama_runner.session.reply import Reply
 
 if TYPE_CHECKING:
-    from llama_runner.session.session import Content, Session
+    from llama_runner.session.message import Message
+    from llama_runner.session.session import Content
 
 __all__ = ["Limits", "Run", "Step", "arun_steps", "run_steps"]
 
@@ -210,8 +211,19 @@ def _why(reply: Reply, limits: Limits, forced: bool) -> Why:
     return "max_steps" if forced else "done"
 
 
+class Speaker(Protocol):
+    """A session, wherever it is."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]: ...
+    def stream(self, content: Content = None, **options: Any) -> Any: ...
+    def astream(self, content: Content = None, **options: Any) -> Any: ...
+    def warm(self) -> object: ...
+    def add(self, content: Content) -> object: ...
+
+
 def run_steps(
-    session: Session, content: Content, tools: ToolSet, limits: Limits, options: Mapping[str, Any]
+    session: Speaker, content: Content, tools: ToolSet, limits: Limits, options: Mapping[str, Any]
 ) -> Run:
     """Take the steps in this thread."""
     taken: list[Step] = []
@@ -235,17 +247,18 @@ def run_steps(
         _keep_results(session, taken)
 
 
-def _replied(session: Session, wanted: Ask, cancel: CancelFlag) -> Reply:
+def _replied(session: Speaker, wanted: Ask, cancel: CancelFlag) -> Reply:
     stream = session.stream(wanted.content, **wanted.options)
     forget = cancel.subscribe(stream.cancel)
     try:
-        return stream.result()
+        reply: Reply = stream.result()
+        return reply
     finally:
         forget()
 
 
 async def arun_steps(
-    session: Session, content: Content, tools: ToolSet, limits: Limits, options: Mapping[str, Any]
+    session: Speaker, content: Content, tools: ToolSet, limits: Limits, options: Mapping[str, Any]
 ) -> Run:
     """Take the steps on the running event loop."""
     taken: list[Step] = []
@@ -275,7 +288,7 @@ async def arun_steps(
         _keep_results(session, taken)
 
 
-def _read_ahead(session: Session) -> None:
+def _read_ahead(session: Speaker) -> None:
     """While the tools run, read what stands before their results. It is help, not work: what fails is left."""
     try:
         session.warm()
@@ -283,7 +296,7 @@ def _read_ahead(session: Session) -> None:
         pass
 
 
-def _keep_results(session: Session, steps: list[Step]) -> None:
+def _keep_results(session: Speaker, steps: list[Step]) -> None:
     """Results that nobody has replied to are part of the conversation all the same.
 
     Where a tool that was given up still has the session, they are in the steps alone: nobody waits for it here.

@@ -38,7 +38,7 @@ from llama_runner.results import FinishReason
 from llama_runner.session.message import Message, Node, path_to
 from llama_runner.system import available_memory
 
-__all__ = ["Saved", "describe_tree", "making_sense", "read_file", "save_file", "verify"]
+__all__ = ["Saved", "Snapshot", "describe_tree", "making_sense", "read_file", "save_file", "verify"]
 
 MAGIC = b"LRSN"
 VERSION = 1
@@ -58,13 +58,11 @@ Tokens = npt.NDArray[np.int32]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Saved:
-    """What a session's file holds, checked as far as it can be without a model."""
+class Snapshot:
+    """All of a session but its keys and values, as plain values, which pickle."""
 
     header: dict[str, Any]
     tokens: Tokens
-    logits: npt.NDArray[np.float32]
-    state: memoryview
 
     def nodes(self) -> list[Node]:
         """The messages at their places in the tree, in the order in which they were written."""
@@ -74,6 +72,22 @@ class Saved:
             message = Message(entry["id"], entry["data"], entry["finish_reason"])
             made.append(Node.after(parent, message))
         return made
+
+    def ends(self) -> tuple[Node | None, list[Node | None]]:
+        """Where the conversation ends, and where branches that were left do."""
+        nodes = self.nodes()
+        head, *tips = (
+            None if place is None else nodes[place] for place in (self.header["head"], *self.header["tips"])
+        )
+        return head, tips
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Saved(Snapshot):
+    """What a session's file holds, checked as far as it can be without a model."""
+
+    logits: npt.NDArray[np.float32]
+    state: memoryview
 
 
 def save_file(
