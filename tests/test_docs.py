@@ -41,5 +41,12 @@ def test_sessions(
         assert "drop: " in said and "gc: " in said and "SessionInfo" in said
 
 
+@pytest.mark.real_model
+def test_a_session_in_a_worker(smollm2: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = blocks("pool.md")[1].replace('"smollm2-135m"', repr(str(smollm2)))
+    exec(compile(code, "pool.md", "exec"), {})
+    assert capsys.readouterr().out.strip().endswith("0 5")
+
+
 def test_there_are_examples() -> None:
     assert len(blocks("sessions.md")) == 5

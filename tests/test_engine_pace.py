@@ -34,11 +34,11 @@ def sampled(stream: Stream) -> int:
     return int(stream._request.job.progress["n_sampled"])
 
 
-def read_beside(runner: LlamaRunner, whole: bool) -> int:
+def read_beside(runner: LlamaRunner, whole: bool, priority: int = 0) -> int:
     """How many tokens a generation samples while a prompt of 1,500 is read."""
     runner.clear_context()
     runner.generate(prompt(300, 1), max_tokens=1, **GREEDY)  # what a row costs is known
-    stream = runner.stream(prompt(10, 2), max_tokens=2000, **GREEDY)
+    stream = runner.stream(prompt(10, 2), max_tokens=2000, priority=priority, **GREEDY)
     if whole:
         stream.read_whole()
     wait_for(lambda: sampled(stream) > 20)
@@ -50,11 +50,13 @@ def read_beside(runner: LlamaRunner, whole: bool) -> int:
 
 
 def test_streams_go_on_while_a_prompt_is_read(path: Path) -> None:
-    """A step beside a stream reads little; beside one that is wanted whole, as much as goes into a slice."""
+    """A step beside a stream, or what goes first, reads little; beside one that is wanted whole, a slice."""
     with make(path, n_ctx=4096, n_batch=2048) as runner:
         beside_whole = min(read_beside(runner, True) for _ in range(3))
         beside_stream = max(read_beside(runner, False) for _ in range(3))
+        beside_urgent = max(read_beside(runner, True, priority=1) for _ in range(3))
     assert beside_stream > 3 * beside_whole, (beside_stream, beside_whole)
+    assert beside_urgent > 3 * beside_whole, (beside_urgent, beside_whole)
 
 
 def rows_of_each_call(runner: LlamaRunner, prompts: list[Any], **options: Any) -> list[int]:

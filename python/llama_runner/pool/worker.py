@@ -170,6 +170,8 @@ class Worker:
         with self.runner.stream(prompt, params=params, **routing) as stream:
             running.stream = stream
             self.send(call_id, "started")
+            if quiet:
+                stream.read_whole()
             if running.cancelled:
                 running.cancel()
             for chunk in stream:

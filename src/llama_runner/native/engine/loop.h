@@ -95,6 +95,7 @@ private:
     bool    choose(members & sampling, members & feeding);
     int32_t choose_set(const members & runnable) const;
     bool    activate(int32_t set, std::string & error);
+    bool    keeps_pace(const lr_job * job, const members & feeding) const;
     bool    hold_back(const members & sampling, const members & feeding) const;
     void    take_turns(members & sampling, members & feeding);
     int32_t feed_budget(const members & sampling, const members & feeding) const;

@@ -109,12 +109,17 @@ bool lr_engine::hold_back(const members & sampling, const members & feeding) con
     });
 }
 
+// Whether what is read next to it must not slow it down: somebody streams it, or it goes first.
+bool lr_engine::keeps_pace(const lr_job * job, const members & feeding) const {
+    return !job->whole || job->priority > feeding.front()->priority;
+}
+
 // Where nobody streams, steps read and sample by turns: on a CPU a row costs the same in either, but less in a large slice.
 void lr_engine::take_turns(members & sampling, members & feeding) {
     waiting.clear();
     watched.clear();
-    const bool whole = std::all_of(sampling.begin(), sampling.end(), [](const lr_job * job) { return job->whole.load(); });
-    if (whole && !sampling.empty() && !feeding.empty()) {
+    const auto paced = [&](const lr_job * job) { return keeps_pace(job, feeding); };
+    if (!sampling.empty() && !feeding.empty() && std::none_of(sampling.begin(), sampling.end(), paced)) {
         if (hold_back(sampling, feeding) || (stoppable && !read_only)) {
             waiting.swap(sampling);
         } else if (stoppable) {
@@ -182,7 +187,7 @@ bool lr_engine::activate(int32_t set, std::string & error) {
 double lr_engine::own_time(size_t n_sampling) const {
     const auto n = (int32_t) n_sampling;
     for (int32_t away = 0; away <= 256; ++away) {
-        if (n - away > 0 && own_us[n - away] > 0) {
+        if (n - away > 0 && n - away <= 256 && own_us[n - away] > 0) {
             return own_us[n - away] * n / (n - away);
         }
         if (n + away <= 256 && own_us[n + away] > 0) {
@@ -202,8 +207,8 @@ int32_t lr_engine::feed_budget(const members & sampling, const members & feeding
     const double row   = !sampling.empty() && mixed_row_us > 0 ? mixed_row_us : row_us;
     // who began to sample after the first of them came has no pace yet that it could keep
     const int64_t came  = feeding.front()->created_us;
-    const bool    paced = std::any_of(sampling.begin(), sampling.end(), [came](const lr_job * job) {
-        return !job->whole && job->progress.first_us != 0 && job->progress.first_us < came;
+    const bool    paced = std::any_of(sampling.begin(), sampling.end(), [&](const lr_job * job) {
+        return keeps_pace(job, feeding) && job->progress.first_us != 0 && job->progress.first_us < came;
     });
     const double own  = own_time(sampling.size());
     const double time = paced && own > 0 ? std::min(slice, (config.pace - 1) * own) : slice;
