@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from fixtures_models import TinyModelFactory
 from llama_runner import LlamaRunner, RunnerPool, Session, WorkerRunner
 from llama_runner.errors import (
     ArgumentTypeError,
@@ -37,19 +38,32 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals"),
 ]
 OPTIONS: dict[str, Any] = {"n_ctx": 2048, "n_seq_max": 8}
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 SHORT: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 ENDLESS: dict[str, Any] = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module")
-def here(smollm2: Path) -> Iterator[LlamaRunner]:
-    with LlamaRunner(smollm2, **OPTIONS) as runner:
+def worker(smollm2: Path) -> Iterator[WorkerRunner]:
+    with WorkerRunner(smollm2, max_restarts=1000, **OPTIONS) as runner:
         yield runner
 
 
 @pytest.fixture(scope="module")
-def worker(smollm2: Path) -> Iterator[WorkerRunner]:
-    with WorkerRunner(smollm2, max_restarts=1000, **OPTIONS) as runner:
+def tiny(tiny_model: TinyModelFactory) -> Path:
+    return tiny_model("llama", n_ctx_train=2048)
+
+
+@pytest.fixture(scope="module")
+def tiny_here(tiny: Path) -> Iterator[LlamaRunner]:
+    """Its weights are F32: how rows are put into batches changes none of its tokens."""
+    with LlamaRunner(tiny, n_threads=1, **OPTIONS) as runner:
+        yield runner
+
+
+@pytest.fixture(scope="module")
+def tiny_worker(tiny: Path) -> Iterator[WorkerRunner]:
+    with WorkerRunner(tiny, n_threads=1, max_restarts=1000, **OPTIONS) as runner:
         yield runner
 
 
@@ -66,7 +80,7 @@ def said(session: Session | WorkerSession) -> list[tuple[str, str]]:
 
 
 def both(here: LlamaRunner, worker: WorkerRunner, **options: Any) -> tuple[Session, WorkerSession]:
-    return here.session(**options), worker.session(**options)
+    return here.session(template=TEMPLATE, **options), worker.session(template=TEMPLATE, **options)
 
 
 def same(own: Session, theirs: WorkerSession) -> None:
@@ -77,8 +91,10 @@ def same(own: Session, theirs: WorkerSession) -> None:
     assert own.n_tokens == theirs.n_tokens
 
 
-def test_it_does_what_a_session_in_this_process_does(here: LlamaRunner, worker: WorkerRunner) -> None:
-    own, theirs = both(here, worker, system="You are terse.", seed=7)
+def test_it_does_what_a_session_in_this_process_does(
+    tiny_here: LlamaRunner, tiny_worker: WorkerRunner
+) -> None:
+    own, theirs = both(tiny_here, tiny_worker, system="You are terse.", seed=7)
     for question in ("What is 2+2?", "And 3+3?", "Name a city."):
         replies = [chat.send(question, temperature=0.9, max_tokens=8) for chat in (own, theirs)]
         assert replies[0].text == replies[1].text
@@ -115,17 +131,18 @@ def test_it_does_what_a_session_in_this_process_does(here: LlamaRunner, worker: 
     assert repr(theirs).startswith("<WorkerSession of 1 messages")
 
 
-def test_streams(here: LlamaRunner, worker: WorkerRunner) -> None:
-    own, theirs = both(here, worker)
+def test_streams(tiny_here: LlamaRunner, tiny_worker: WorkerRunner, worker: WorkerRunner) -> None:
+    own, theirs = both(tiny_here, tiny_worker)
     expected = own.send("Tell me a story.", temperature=0, max_tokens=30)
     stream = theirs.stream("Tell me a story.", temperature=0, max_tokens=30)
     with pytest.raises(InvalidArgumentError, match="not finished"):
         _ = stream.reply
     chunks = list(stream)
-    assert len(chunks) > 5
     assert "".join(chunk.text for chunk in chunks) == expected.text == stream.reply.text
     assert stream.result() is stream.reply
     same(own, theirs)
+    theirs = worker.session()
+    assert len(list(theirs.stream("A story.", temperature=0, max_tokens=30, ignore_eos=True))) > 5
     with theirs.stream("Another one.", **ENDLESS) as stream:
         first = next(stream)
     assert stream.reply.finish_reason == "cancelled"
@@ -137,18 +154,18 @@ def test_streams(here: LlamaRunner, worker: WorkerRunner) -> None:
     assert later.result().finish_reason == "cancelled"
 
 
-def test_it_outlives_its_worker(here: LlamaRunner, worker: WorkerRunner) -> None:
-    own, theirs = both(here, worker, system="You are terse.", seed=3)
+def test_it_outlives_its_worker(tiny_here: LlamaRunner, tiny_worker: WorkerRunner) -> None:
+    own, theirs = both(tiny_here, tiny_worker, system="You are terse.", seed=3)
     for chat in (own, theirs):
         chat.send("What is 2+2?", temperature=0.8, max_tokens=8)
         chat.send("And 3+3?", temperature=0.8, max_tokens=8)
         chat.edit(chat.messages[3], "And 4+4?")
-    before = worker.restarts
-    kill(worker)
+    before = tiny_worker.restarts
+    kill(tiny_worker)
     same(own, theirs)  # which asks nobody
     replies = [chat.send("And 5+5?", temperature=0.8, max_tokens=8) for chat in (own, theirs)]
     assert replies[0].text == replies[1].text
-    assert worker.restarts == before + 1
+    assert tiny_worker.restarts == before + 1
     assert replies[1].usage.cached_tokens == 0
     same(own, theirs)
     again = theirs.send("And 6+6?", **SHORT)
@@ -236,16 +253,17 @@ def test_an_answer_has_the_type_that_was_asked_for(worker: WorkerRunner) -> None
     )
 
 
-def test_asyncio(here: LlamaRunner, worker: WorkerRunner) -> None:
-    own = here.session()
+def test_asyncio(tiny_here: LlamaRunner, tiny_worker: WorkerRunner, worker: WorkerRunner) -> None:
+    own, theirs = both(tiny_here, tiny_worker)
     expected = own.send("Tell me a story.", temperature=0, max_tokens=20)
 
     async def talk() -> None:
-        chat = worker.session()
-        stream = chat.astream("Tell me a story.", temperature=0, max_tokens=20)
+        stream = theirs.astream("Tell me a story.", temperature=0, max_tokens=20)
         text = "".join([chunk.text async for chunk in stream])
         assert text == expected.text == stream.reply.text
-        same(own, chat)
+        same(own, theirs)
+        chat = worker.session()
+        await chat.asend("Hello.", **SHORT)
         async with chat.astream("Another one.", **ENDLESS) as left:
             async for _ in left:
                 break
@@ -286,8 +304,9 @@ def test_asyncio(here: LlamaRunner, worker: WorkerRunner) -> None:
     asyncio.run(talk())
 
 
-def test_files(here: LlamaRunner, worker: WorkerRunner, tmp_path: Path) -> None:
-    chat = worker.session(system="You are terse.")
+def test_files(tiny_here: LlamaRunner, tiny_worker: WorkerRunner, tmp_path: Path) -> None:
+    here, worker = tiny_here, tiny_worker
+    chat = worker.session(system="You are terse.", template=TEMPLATE)
     chat.send("What is 2+2?", **SHORT)
     assert chat.save(tmp_path / "chat.kv") > 1000
     asyncio.run(chat.asave(tmp_path / "again.kv"))
@@ -362,3 +381,53 @@ def test_a_runner_that_is_closed(smollm2: Path) -> None:
         assert len(chat) == 2
         with pytest.raises(ClosedError):
             runner.session()
+
+
+class Odd:
+    """What is found here is not there."""
+
+    def __reduce__(self) -> Any:
+        return getattr, ("a text", "nothing_of_the_kind")
+
+
+def test_what_the_worker_cannot_read_is_an_error_of_that_call_alone(worker: WorkerRunner) -> None:
+    chat = worker.session()
+    other = chat.stream("A long story.", temperature=0, max_tokens=60, ignore_eos=True)
+    pid = worker.pid
+    with pytest.raises(ArgumentTypeError, match="cannot be read in the worker"):
+        worker.session().send({"role": "user", "content": Odd()}, **SHORT)
+    assert len(other.result().tokens) == 60
+    assert worker.pid == pid
+
+
+def test_an_async_stream_that_is_dropped_is_ended(worker: WorkerRunner) -> None:
+    async def talk() -> None:
+        chat = worker.session()
+        stream = chat.astream("Tell me a very long story.", **ENDLESS)
+        await stream.__anext__()
+        del stream
+        gc.collect()
+        assert (await chat.asend("Hello.", **SHORT)).text
+        assert [message.finish_reason for message in chat.messages][1] == "cancelled"
+        early = chat.astream("And another.", **ENDLESS)
+        early.cancel()
+        assert (await early.result()).finish_reason == "cancelled"
+        # what is asked meanwhile does not set the session back
+        for _ in range(5):
+            reply, _ = await asyncio.gather(chat.asend("Go on.", **SHORT), chat.ainfo())
+            assert chat.messages[-1].id == reply.message_id
+
+    asyncio.run(talk())
+
+
+def test_a_fork_right_after_a_turn_that_was_given_up(worker: WorkerRunner) -> None:
+    chat = worker.session()
+
+    async def give_up() -> None:
+        task = asyncio.create_task(chat.asend("A very long story.", **ENDLESS))
+        await asyncio.sleep(0.2)
+        task.cancel()
+
+    for _ in range(3):
+        asyncio.run(give_up())
+        assert len(chat.fork()) == len(chat) == 0

@@ -71,9 +71,11 @@ class AdapterSets:
         number = next(self._next)
         with paused() as context:
             # it checks them against the graph, which a later step relies on
-            context.set_adapters(dict(pairs))
-            context.set_adapters(None)
-            self._loop.adapters_changed()
+            try:
+                context.set_adapters(dict(pairs))
+                context.set_adapters(None)
+            finally:
+                self._loop.adapters_changed()
             self._loop.set_adapters(number, [(adapter, float(scale)) for adapter, scale in pairs if scale])
         return number
 

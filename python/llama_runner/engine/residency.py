@@ -202,6 +202,7 @@ class Residency:
 
         What is stored is read back; where that fails, less is held.
         """
+        self.busy.add(seq_id)  # what it holds already must not go for the sake of the rest
         try:
             held, restored = (self._attach_parts if self.parts else self._attach_whole)(found, seq_id, most)
             if held and self.memory.seq_pos_max(seq_id) + 1 != held:
@@ -212,6 +213,8 @@ class Residency:
         except BaseException:
             self.release(seq_id)
             raise
+        finally:
+            self.busy.discard(seq_id)
         self.counters.hits += held > 0
         self.counters.misses += held == 0
         self.counters.tokens_reused += held
@@ -486,14 +489,19 @@ class Residency:
     def _restore(self, node: Node, seq_id: int) -> bool:
         """Read the state that a node is stored in into an empty sequence; False where it cannot be."""
         stored = node.stored
-        if stored is None or not self._room_for(stored):
+        if stored is None:
             return False
+        node.pins += 1  # making room for it must not push it out
         try:
+            if not self._room_for(stored):
+                return False
             self.context.state_seq_set(seq_id, self.tiers.get(stored))
         except (OSError, ValueError, LlamaRunnerError):
             self.counters.damaged += 1
             self.tiers.drop(node)
             return False
+        finally:
+            node.pins -= 1
         self.counters.bytes_restored += stored.size
         return True
 

@@ -130,10 +130,11 @@ class Tiers:
         return True
 
     def get(self, stored: Stored) -> bytes:
-        """The state; OSError or StorageError where the file cannot be read."""
+        """The state; OSError or StorageError where the file cannot be read, or it was dropped."""
         if stored.data is not None:
             return stored.data
-        assert stored.path is not None
+        if stored.path is None:
+            raise StorageError("the saved prefix was dropped")
         with open(stored.path, "rb") as file:
             skip_head(file)
             return file.read()

@@ -120,7 +120,7 @@ class WorkerProcess:
     def begin(self, call: Call, kind: str, *content: Any) -> Call:
         """Send a call; its answers come to ``call``. WorkerDiedError when the worker is no more."""
         call.id = next(self._ids)
-        data = wire.encode((kind, call.id, *content))
+        data = wire.encode((kind, call.id, wire.pack(content)))
         with self._lock:
             if self._dead:
                 raise self.death()

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from llama_runner.errors import ArgumentTypeError, LlamaRunnerError, LlamaRuntimeError
 
-__all__ = ["HELLO", "decode", "encode", "portable_error", "read_frame", "skip_to_hello"]
+__all__ = ["HELLO", "decode", "encode", "pack", "portable_error", "read_frame", "skip_to_hello", "unpack"]
 
 # The first bytes of a worker. A site customization of Python may have printed something before them.
 HELLO = b"\0llama-runner worker 1\n"
@@ -28,6 +28,25 @@ def encode(message: tuple[Any, ...]) -> bytes:
     except Exception as error:  # pickle raises what the value's own methods raise
         raise ArgumentTypeError(f"a value cannot be sent to a worker process: {error}") from error
     return len(data).to_bytes(LENGTH, "little") + data
+
+
+def pack(content: tuple[Any, ...]) -> bytes:
+    """What a call is about, read apart from the frame: what cannot be read there is an error of that call alone."""
+    try:
+        return pickle.dumps(content, protocol=5)
+    except Exception as error:  # pickle raises what the value's own methods raise
+        raise ArgumentTypeError(f"a value cannot be sent to a worker process: {error}") from error
+
+
+def unpack(data: bytes) -> tuple[Any, ...]:
+    """The content of a call; ArgumentTypeError for what this process has no class of."""
+    try:
+        content: tuple[Any, ...] = pickle.loads(data)
+        return content
+    except Exception as error:
+        raise ArgumentTypeError(
+            f"a value that was sent cannot be read in the worker process, which imports nothing of the program: {error}"
+        ) from error
 
 
 def decode(data: bytes) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ which is when its parent closes it, or dies.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
@@ -73,6 +74,9 @@ class Worker:
         self.pinned: Any = None  # what the prefix cache keeps for the conversation
         self.sessions: dict[int, Session] = {}
         self.turns: dict[int, Running] = {}  # the last turn of each
+        self.forgotten: set[int] = set()  # perhaps while they were made
+        self.snapshots = itertools.count(1)
+        self.snapshot_lock = threading.Lock()
 
     def send(self, *message: Any) -> None:
         data = wire.encode(message)
@@ -112,11 +116,12 @@ class Worker:
                     call.cancel(*content)
                 continue
             if kind == "forget":
+                self.forgotten.add(content[0])
                 self.sessions.pop(content[0], None)
                 self.turns.pop(content[0], None)
                 continue
             self.running[call_id] = running = Running()
-            self.threads.submit(self.serve, call_id, running, kind, content)
+            self.threads.submit(self.serve, call_id, running, kind, content[0])
         runner = self.runner
         if runner is not None:
             timer = threading.Timer(CLOSE_SECONDS, os._exit, (1,))
@@ -127,10 +132,10 @@ class Worker:
             runner.close()
         os._exit(0)  # threads may still be in a call, and nobody waits for it
 
-    def serve(self, call_id: int, running: Running, kind: str, content: list[Any]) -> None:
+    def serve(self, call_id: int, running: Running, kind: str, content: bytes) -> None:
         """One call, in its own thread."""
         try:
-            answer = getattr(self, f"do_{kind}")(call_id, running, *content)
+            answer = getattr(self, f"do_{kind}")(call_id, running, *wire.unpack(content))
             self.send(call_id, *answer)
         except Cancelled:  # nobody waits for this
             self.send(
@@ -235,7 +240,7 @@ class Worker:
         return self.taken_in(name, self.runner.load_session(path, **how))
 
     def do_fork(self, call_id: int, running: Running, name: int, other: int) -> tuple[Any, ...]:
-        return self.taken_in(name, self.sessions[other].fork())
+        return self.taken_in(name, self.session(other).fork())
 
     def do_restore(self, call_id: int, running: Running, name: int, taken: Snapshot) -> tuple[Any, ...]:
         """A session of a worker that died."""
@@ -250,8 +255,14 @@ class Worker:
         return self.sessions[name]
 
     def taken_in(self, name: int, session: Session) -> tuple[Any, ...]:
-        self.sessions[name] = session
-        return ("result", session._snapshot())
+        if name not in self.forgotten:
+            self.sessions[name] = session
+        return ("result", self.snapshot(session))
+
+    def snapshot(self, session: Session) -> tuple[int, Snapshot]:
+        """How it is now, with a number: what comes late with a smaller one is out of date."""
+        with self.snapshot_lock:
+            return next(self.snapshots), session._snapshot()
 
     def do_session(
         self,
@@ -269,17 +280,17 @@ class Worker:
         value = getattr(session, action)(*args, **kwargs)
         if action == "warm":  # its handle stays here
             value = None
-        return ("result", (value, session._snapshot()))
+        return ("result", (value, self.snapshot(session)))
 
     def do_reply(
         self, call_id: int, running: Running, name: int, content: Any, options: dict[str, Any], quiet: bool
     ) -> tuple[Any, ...]:
         """A turn; ``quiet`` sends no chunks but the last, for who wants the reply alone."""
         session = self.session(name)
-        if running.cancelled:  # while it waited for a thread
+        if running.abandoned:  # while it waited for a thread
             raise Cancelled
-        self.turns[name] = running
         stream = session.stream(content, **options)
+        self.turns[name] = running
         try:
             running.stream = stream
             self.send(call_id, "started")
@@ -298,7 +309,7 @@ class Worker:
         except BaseException:
             stream._fail()
             raise
-        return ("end", last, stream.reply, stream.reply.explanation, session._snapshot())
+        return ("end", last, stream.reply, stream.reply.explanation, self.snapshot(session))
 
     def do_call(
         self, call_id: int, running: Running, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]

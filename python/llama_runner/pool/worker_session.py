@@ -46,10 +46,12 @@ class SessionCall(Call):
 
     def put(self, message: tuple[Any, ...]) -> None:
         if message[0] == "end":
-            *rest, self._session._taken = message
+            *rest, taken = message
+            self._session._take_down(*taken)
             message = tuple(rest)
         elif message[0] == "result":
-            kind, (value, self._session._taken) = message
+            kind, (value, taken) = message
+            self._session._take_down(*taken)
             message = (kind, value)
         super().put(message)
 
@@ -80,12 +82,12 @@ class AsyncWorkerReplyStream(AsyncIterator[ReplyChunk]):
     def __init__(self, session: WorkerSession, content: Any, options: dict[str, Any]) -> None:
         self._session = session
         self._asked = session._asked(content, options)
-        self._there = asyncio.Event()
+        there = self._there = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def notify() -> None:
+        def notify() -> None:  # which must not hold the stream: nobody would see it dropped
             try:
-                loop.call_soon_threadsafe(self._there.set)
+                loop.call_soon_threadsafe(there.set)
             except RuntimeError:
                 pass  # the loop is closed, and nobody listens
 
@@ -145,6 +147,11 @@ class AsyncWorkerReplyStream(AsyncIterator[ReplyChunk]):
         """``close``, as an asynchronous generator has it."""
         self.close()
 
+    def __del__(self) -> None:
+        # nobody will read it: tell the worker
+        if getattr(self, "_process", None) is not None and not self._ended:
+            self._process.cancel(self._call)  # type: ignore[union-attr]
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -196,7 +203,9 @@ class WorkerSession:
         self._home: WorkerProcess | None = None  # where it is
         self._lock = threading.Lock()
         weakref.finalize(self, _forget, runner._processes, self._id)
-        self._taken: Snapshot = runner._result(process, opening, self._id, *how)
+        self._number, self._taken = cast(
+            "tuple[int, Snapshot]", runner._result(process, opening, self._id, *how)
+        )
         header = self._taken.header
         self.tools = ToolSet(header["tools"]) if tools is None else tools
         self.params = GenerationParams.from_dict(header["params"]) if params is None else params
@@ -212,11 +221,17 @@ class WorkerSession:
         process = self._runner._living()
         with self._lock:
             if process is not self._home:
-                self._runner._result(process, "restore", self._id, self._taken)
+                self._number, _ = self._runner._result(process, "restore", self._id, self._taken)
                 self._home = process
         return process
 
+    def _take_down(self, number: int, taken: Snapshot) -> None:
+        """How it is now, as the worker tells, in whatever order that comes."""
+        if number > self._number:
+            self._number, self._taken = number, taken
+
     async def _aliving(self) -> WorkerProcess:
+        self._runner._check_open()
         process = self._runner._process
         if process is self._home and process.ready and not process.dead and not self._runner.closed:
             return process

@@ -30,7 +30,7 @@ class WorkerStream(Iterator[Chunk]):
     ) -> None:
         self._process, self._call = process, call
         self._response_type = response_type  # it stays here: the worker may not have it
-        self._keeps = True  # of a session's reply that is closed: what has come
+        self._keeps = False  # of a session's reply that is closed: what has come
         self._ended = False
         self._completion: Completion | None = None
         self._explanation: Any = None
@@ -46,6 +46,7 @@ class WorkerStream(Iterator[Chunk]):
         except BaseException:
             self.close()
             raise
+        self._keeps = True
 
     def __next__(self) -> Chunk:
         chunk = None

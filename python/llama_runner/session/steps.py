@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import time
@@ -18,7 +19,7 @@ from llama_runner.chat.tools import (
     arun_calls,
     run_calls,
 )
-from llama_runner.errors import ContextBusyError, LlamaRunnerError, ToolArgumentError
+from llama_runner.errors import ContextBusyError, LlamaRunnerError, ToolArgumentError, WorkerDiedError
 from llama_runner.results import Usage
 from llama_runner.session.reply import Reply
 
@@ -274,7 +275,7 @@ async def arun_steps(
                 finally:
                     forget()
             else:
-                _read_ahead(session)
+                await asyncio.to_thread(_read_ahead, session)
                 context = ToolContext(session=session, step=wanted.step, cancelled=limits.cancel)
                 wanted = steps.send(
                     await arun_calls(
@@ -285,7 +286,7 @@ async def arun_steps(
         run: Run = stop.value
         return run
     finally:
-        _keep_results(session, taken)
+        await asyncio.shield(asyncio.to_thread(_keep_results, session, taken))
 
 
 def _read_ahead(session: Speaker) -> None:
@@ -304,5 +305,5 @@ def _keep_results(session: Speaker, steps: list[Step]) -> None:
     last = next((step for step in reversed(steps) if step.results), None)
     messages = session.messages
     if last is not None and messages and messages[-1].id == last.reply.message_id:
-        with contextlib.suppress(ContextBusyError):
+        with contextlib.suppress(ContextBusyError, WorkerDiedError):
             session.add(result.to_message() for result in last.results)

@@ -258,6 +258,7 @@ class _Reading(Generic[S]):
         self._turn = turn
         self._reply: Reply | None = None
         self._whole = False  # nobody wants to see it in pieces
+        self._cancelled = False
         try:
             self._stream = self._submitted()
         except BaseException:
@@ -278,6 +279,8 @@ class _Reading(Generic[S]):
             self._stream = self._submitted()
             if self._whole:
                 self._stream.read_whole()
+            if self._cancelled:  # while it was between two parts
+                self._stream.cancel()
             return dataclasses.replace(piece, finish_reason=None)
         deltas, self._reply = turn.last(self._stream.completion)
         return _with(piece, deltas)
@@ -292,6 +295,7 @@ class _Reading(Generic[S]):
 
     def cancel(self) -> None:
         """End it within a step; what has come can still be read, and the reply is what that is."""
+        self._cancelled = True
         self._stream.cancel()
 
     def close(self) -> None:
