@@ -38,7 +38,8 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="signals"),
 ]
 OPTIONS: dict[str, Any] = {"n_ctx": 2048, "n_seq_max": 8}
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+ALL = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+TEMPLATE = ALL + "{% if add_generation_prompt %}<assistant>{% endif %}"
 SHORT: dict[str, Any] = {"temperature": 0, "max_tokens": 8}
 ENDLESS: dict[str, Any] = {"temperature": 0, "max_tokens": 1500, "ignore_eos": True}
 
