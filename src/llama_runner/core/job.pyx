@@ -198,8 +198,8 @@ cdef class Job:
     def read_whole(self):
         """Say that nobody reads it before its end, so that ``wait`` waits for that. Any thread.
 
-        It has no pace to keep then: once it has begun to sample it waits for those that came with it and still read, and
-        prompts that come later are read in larger slices.
+        It has no pace to keep then: once it has begun to sample it waits for those that came with it and still read,
+        and prompts that come later are read in larger slices.
         """
         lr_job_read_whole(self.ptr)
 
