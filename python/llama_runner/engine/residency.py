@@ -335,11 +335,13 @@ class Residency:
         seq_id = self.take_seq()
         if seq_id is None:
             return None
+        self.busy.add(seq_id)  # as in attach()
         try:
             attach = self._attach_parts if self.parts else self._attach_whole
             held, _ = attach(self.tree.match(tokens, key), seq_id, len(tokens))
             return self.context.state_seq_get(seq_id, tokens=tokens) if held == len(tokens) else None
         finally:
+            self.busy.discard(seq_id)
             self.release(seq_id)
 
     def adopt(self, tokens: Tokens, blob: bytes | memoryview, key: Hashable) -> bool:

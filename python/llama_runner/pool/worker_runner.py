@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_float, check_int
+from llama_runner.engine.stream import waker
 from llama_runner.errors import (
     ClosedError,
     ContextBusyError,
@@ -256,15 +257,8 @@ class WorkerRunner:
         self, prompt: Prompt, params: GenerationParams, quiet: bool, priority: int, owner: str | None
     ) -> AsyncGenerator[Message, None]:
         """What comes back for a generation: chunks, if not ``quiet``, and the end."""
-        loop = asyncio.get_running_loop()
         there = asyncio.Event()
-
-        def notify() -> None:
-            try:
-                loop.call_soon_threadsafe(there.set)
-            except RuntimeError:
-                pass  # the loop is closed, and nobody listens
-
+        notify = waker([there])
         process = await self._aliving()
         where = routing(priority, owner)
         call = process.begin(Call(notify), "stream", prompt, params, quiet, False, where)

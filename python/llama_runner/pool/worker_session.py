@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from llama_runner._check import check_int
 from llama_runner.chat import CancelFlag, ToolSet
+from llama_runner.engine.stream import waker
 from llama_runner.errors import InvalidArgumentError
 from llama_runner.params import GenerationParams
 from llama_runner.pool.process import Call, WorkerProcess
@@ -82,16 +83,9 @@ class AsyncWorkerReplyStream(AsyncIterator[ReplyChunk]):
     def __init__(self, session: WorkerSession, content: Any, options: dict[str, Any]) -> None:
         self._session = session
         self._asked = session._asked(content, options)
-        there = self._there = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def notify() -> None:  # which must not hold the stream: nobody would see it dropped
-            try:
-                loop.call_soon_threadsafe(there.set)
-            except RuntimeError:
-                pass  # the loop is closed, and nobody listens
-
-        self._call = SessionCall(session, notify)
+        self._there = asyncio.Event()
+        # what wakes it must not hold the stream: nobody would see it dropped
+        self._call = SessionCall(session, waker([self._there]))
         self._process: WorkerProcess | None = None
         self._cancelled = self._ended = self._quiet = False
         self._reply: Reply | None = None
