@@ -299,22 +299,43 @@ def test_what_is_evicted_comes_back_from_host_memory(path: Path) -> None:
         assert runner.counters.cache.evicted_for_good == 2
 
 
+def evict_all(runner: LlamaRunner) -> None:
+    with runner.engine.paused():
+        while runner.engine.residency.evict_one():
+            pass
+
+
+def test_what_makes_room_for_a_state_does_not_push_that_out(path: Path) -> None:
+    """A state is read whole though only its beginning is wanted, and host memory has no room for what leaves for it."""
+    with make(path, n_ctx=256, host_cache_bytes=1 << 24) as runner:
+        runner.generate(prompt(200), max_tokens=1, **GREEDY)
+        evict_all(runner)
+        size = runner.counters.cache.host_bytes
+    with make(path, n_ctx=256, host_cache_bytes=size) as runner:
+        branch = np.concatenate([prompt(100), prompt(10, 3)])
+        runner.generate(prompt(150), max_tokens=1, **GREEDY)
+        evict_all(runner)
+        first = runner.generate(branch, max_tokens=1, **GREEDY)
+        assert first.usage.cached_tokens == 100
+        evict_all(runner)
+        runner.generate(prompt(120, 2), max_tokens=1, **GREEDY)
+        assert runner.counters.cache.evicted_for_good == 0
+        again = runner.generate(branch, max_tokens=1, **GREEDY)
+        assert again.usage.cached_tokens == again.explain().restored_tokens == 109
+        assert runner.counters.cache.evicted_for_good == 1
+        assert again.tokens.tolist() == first.tokens.tolist()
+
+
 def test_a_state_that_others_have_cut_is_read_back_once(path: Path) -> None:
     """Prompts that leave a saved one at three places cut it into four, all of which one state holds."""
     with make(path, n_ctx=1024, host_cache_bytes=1 << 24) as runner:
-
-        def evict_all() -> None:
-            with runner.engine.paused():
-                while runner.engine.residency.evict_one():
-                    pass
-
         first = runner.generate(prompt(200), max_tokens=4, **GREEDY)
-        evict_all()
+        evict_all(runner)
         size = runner.counters.cache.bytes_saved
         for cut in (50, 100, 150):
             branch = runner.generate(np.concatenate([prompt(cut), prompt(9, cut)]), max_tokens=1, **GREEDY)
             assert branch.usage.cached_tokens == cut
-        evict_all()
+        evict_all(runner)
         before = runner.counters.cache
         again = runner.generate(prompt(200), max_tokens=4, **GREEDY)
         cache = runner.counters.cache

@@ -304,7 +304,8 @@ def test_threads_share_a_runner(runner):
 
 def test_more_streams_than_sequences_wait_their_turn(smollm2):
     with LlamaRunner(smollm2, n_ctx=1024, n_seq_max=4) as runner:
-        streams = [runner.stream("Hello", max_tokens=4, temperature=0) for _ in range(9)]
+        # its best tokens lead by 2.8 at least: what shares a step with a row moves that by up to 0.7
+        streams = [runner.stream("1, 2, 3, 4,", max_tokens=4, temperature=0) for _ in range(9)]
         streams[0].close()
         assert streams[0].completion.finish_reason in ("cancelled", "length")
         texts = {"".join(chunk.text for chunk in stream) for stream in streams[1:]}

@@ -1,8 +1,10 @@
-// The engine's thread and what it knows. loop.cpp: the thread and the C surface; step.cpp: one step.
+// The engine's thread and what it knows. loop.cpp: the thread and the C surface; step.cpp: one step; compose.cpp: what that
+// takes in; harvest.cpp: what it leaves.
 #pragma once
 
 #include "job.h"
 
+#include <chrono>
 #include <map>
 #include <thread>
 
@@ -91,7 +93,14 @@ private:
     void drop_ended();
 
     // step.cpp
-    void    step();
+    void step();
+    int  prepare(std::string & error);
+    int  decode(bool stops, std::string & error);
+    int  compute(const members & those, std::string & error);
+    void compute_or_split(const members & sampling, const members & feeding);
+    void fail(const members & those, int code, const std::string & error);
+
+    // compose.cpp
     bool    choose(members & sampling, members & feeding);
     int32_t choose_set(const members & runnable) const;
     bool    activate(int32_t set, std::string & error);
@@ -100,21 +109,31 @@ private:
     void    take_turns(members & sampling, members & feeding);
     int32_t feed_budget(const members & sampling, const members & feeding) const;
     double  own_time(size_t n_sampling) const;
+    void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);
     void    compose(const members & sampling, const members & feeding);
     void    put(lr_job * job, int32_t n_rows);
-    int     prepare(std::string & error);
-    int     compute(const members & those, std::string & error);
-    int     decode(bool stops, std::string & error);
-    void    compute_or_split(const members & sampling, const members & feeding);
-    void    fail(const members & those, int code, const std::string & error);
-    void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);
-    void    harvest(const members & those);
-    void    harvest_fed(lr_job * job, int32_t first_row, int32_t first);
-    void    lead(lr_job * job, members & due);
-    void    run_processors(members & due);
-    void    sample(members & due);
-    bool    force(lr_job * job, int64_t now);
-    void    tell_ready();
+
+    // harvest.cpp
+    void harvest(const members & those);
+    void harvest_fed(lr_job * job, int32_t first_row, int32_t first);
+    void lead(lr_job * job, members & due);
+    void run_processors(members & due);
+    void sample(members & due);
+    bool force(lr_job * job, int64_t now);
+    void tell_ready();
+};
+
+// Gives the context's guard back, whatever happens.
+struct guarded {
+    lr_guard * guard;
+
+    // Python may be looking at what the last step left, for the moment in which a pause ends
+    explicit guarded(lr_guard * guard) : guard(guard) {
+        while (!lr_guard_try_exclusive(guard)) {
+            std::this_thread::sleep_for(std::chrono::microseconds(20));
+        }
+    }
+    ~guarded() { lr_guard_end_exclusive(guard); }
 };
 
 inline int64_t lr_now_us() {
