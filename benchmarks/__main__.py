@@ -13,7 +13,7 @@ from pathlib import Path
 import llama_runner
 from benchmarks.agents import agents
 from benchmarks.cancel import cancel
-from benchmarks.conditions import Conditions
+from benchmarks.conditions import Conditions, native_program
 from benchmarks.disk_tier import disk_tier
 from benchmarks.forks import forks
 from benchmarks.long_prefill import long_prefill
@@ -54,7 +54,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer-python", default=sys.executable, help="the interpreter that has the peers installed"
     )
-    parser.add_argument("--llama-server", help="path of llama-server, if it is not on PATH")
+    parser.add_argument(
+        "--llama-server",
+        metavar="PATH",
+        help="llama-server, if it is not on PATH; `build`: from the vendored llama.cpp (some minutes the first time)",
+    )
     return parser
 
 
@@ -64,7 +68,8 @@ def main() -> int:
     for name in options.names:
         if name not in BENCHMARKS:
             parser.error(f"{name}: there are {', '.join(BENCHMARKS)}")
-    peers = Peers(options.peer_python, options.llama_server, not options.no_peers)
+    server = str(native_program("llama-server")) if options.llama_server == "build" else options.llama_server
+    peers = Peers(options.peer_python, server, not options.no_peers)
     conditions = Conditions(
         Path(resolve_model(options.model)),
         quick=options.quick,

@@ -22,7 +22,7 @@ def program(name: str) -> str:
 
 
 def native_tool(name: str) -> Path:
-    """Path of ``llama-bench``, ``llama-completion`` or ``test-llama-archs``, built where it is not (some minutes)."""
+    """Path of one such as ``llama-bench``, ``llama-server`` or ``test-llama-archs``, built unless it is there."""
     cache = (
         []
         if not shutil.which("ccache")

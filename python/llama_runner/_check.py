@@ -7,9 +7,18 @@ import operator
 import os
 from typing import Any
 
-from llama_runner.errors import ArgumentTypeError, InvalidArgumentError
+from llama_runner.errors import ArgumentTypeError, ForkedProcessError, InvalidArgumentError
 
-__all__ = ["check_bool", "check_choice", "check_float", "check_int", "check_name", "check_path", "check_text"]
+__all__ = [
+    "check_bool",
+    "check_choice",
+    "check_float",
+    "check_int",
+    "check_name",
+    "check_path",
+    "check_process",
+    "check_text",
+]
 
 
 def check_int(name: str, value: Any, low: int, high: int) -> int:
@@ -88,17 +97,28 @@ def check_name(name: str, value: Any) -> bytes:
     return check_text(name, value)
 
 
-def check_path(value: Any) -> str:
-    """``value``, a str, bytes or os.PathLike that a file can be named by, as an absolute path."""
+def check_path(value: Any, name: str = "path", *, absolute: bool = True) -> str:
+    """``value``, a str, bytes or os.PathLike that a file can be named by, absolute unless that is unwanted."""
     try:
         path = os.fsdecode(os.fspath(value))
         os.fsencode(path)
     except TypeError:
         raise ArgumentTypeError(
-            f"path={value!r}: it is a str or os.PathLike, not {type(value).__name__}"
+            f"{name}={value!r}: it is a str or os.PathLike, not {type(value).__name__}"
         ) from None
     except UnicodeError:
-        raise InvalidArgumentError(f"path={value!r}: it has a character that no file name can have") from None
+        raise InvalidArgumentError(
+            f"{name}={value!r}: it has a character that no file name can have"
+        ) from None
     if "\0" in path:
-        raise InvalidArgumentError(f"path={value!r}: it has a NUL character")
-    return os.path.abspath(path)
+        raise InvalidArgumentError(f"{name}={value!r}: it has a NUL character")
+    return os.path.abspath(path) if absolute else path
+
+
+def check_process(pid: int, what: str) -> None:
+    """ForkedProcessError in a process that was forked off the one that made ``what``."""
+    if os.getpid() != pid:
+        raise ForkedProcessError(
+            f"this {what} belongs to process {pid}, and this is a fork of it: make one of your own before the first "
+            "model is loaded, or start processes with multiprocessing's 'spawn'"
+        )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import weakref
 from collections.abc import Iterator
 
+from llama_runner._check import check_process
 from llama_runner.errors import ContextBusyError
 
 __all__ = ["Hold", "OneAtATime"]
@@ -23,6 +25,7 @@ class OneAtATime:
 
     def __init__(self, refusal: str) -> None:
         self._refusal = refusal
+        self._pid = os.getpid()
         self._guard = threading.Lock()
         self._holder: weakref.ref[Hold] | None = None
 
@@ -32,6 +35,7 @@ class OneAtATime:
 
     def take(self) -> Hold:
         """Have it, until ``release`` or the end of the hold."""
+        check_process(self._pid, "conversation")
         hold = Hold()
         with self._guard:
             if self.busy:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_int
+from llama_runner._single import Single
 from llama_runner.core import Model
 from llama_runner.core.vocab import as_tokens
 from llama_runner.engine import (
@@ -45,7 +46,7 @@ def best(completions: list[Completion], n: int | None) -> list[Completion]:
     return sorted(completions, key=mean, reverse=True)[:n]
 
 
-class Generating:
+class Generating(Single):
     """Stateless generation on an engine: nothing of one call is visible to the next, prefix reuse aside."""
 
     model: Model
@@ -79,6 +80,8 @@ class Generating:
         (too many wait already), ClosedError.
         """
         settings = GenerationParams.from_kwargs(params, kwargs, where="stream()")
+        if prefill_progress is not None and not callable(prefill_progress):
+            raise ArgumentTypeError(f"prefill_progress is a callable, not {prefill_progress!r:.60}")
         request = self.engine.submit(
             self._tokens(prompt), settings, priority=priority, owner=owner, logits_processor=logits_processor,
             adapters=adapters,

@@ -356,7 +356,7 @@ def _float(
     except OverflowError:
         number = math.inf
     if not low <= number <= high or (above and number == low):  # a NaN fails the first comparison
-        right = f"a finite number above {low:g}" if above else _range(low, high)
+        right = f"above {low:g} and at most {high:g}" if above else _range(low, high)
         raise InvalidArgumentError(f"{name} must be {right}, not {number}")
     return number + 0.0  # -0.0 becomes 0.0, so that equal parameters look and hash alike
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_choice, check_float, check_int
+from llama_runner._check import check_choice, check_float, check_int, check_process
 from llama_runner.core import ChatTemplate, Context, Model
 from llama_runner.engine import (
     Adapters,
@@ -86,12 +86,12 @@ ENGINE_OPTIONS = frozenset(
 )
 
 
-def close_when_idle(model: Model) -> None:
-    """Close a model; whoever reads its vocabulary at this moment may end that first."""
+def close_when_idle(what: Model | Context) -> None:
+    """Close a model or context; whoever looks at it, or closes it, at this moment may end that first."""
     deadline = time.monotonic() + CLOSE_SECONDS
     while True:
         try:
-            return model.close()
+            return what.close()
         except ContextBusyError:
             if time.monotonic() > deadline:
                 raise
@@ -178,6 +178,8 @@ class LlamaRunner(Generating):
         if n_ctx is None:
             n_ctx = min(self.model.n_ctx_train, DEFAULT_N_CTX)
         if n_seq_max is None:
+            if "n_batch" in options:
+                check_int("n_batch", options["n_batch"], 1, 2**31 - 1)
             n_seq_max = max(2, min(self._default_n_seq_max(n_ctx), options.get("n_batch", DEFAULT_N_CTX)))
         check_int("n_seq_max", n_seq_max, 2, 256)
         self.context = Context(self.model, n_ctx=n_ctx, n_seq_max=n_seq_max, **options)
@@ -192,6 +194,7 @@ class LlamaRunner(Generating):
         self._template: ChatTemplate | None = None
         self._sessions = Registry()
         self._lock = threading.RLock()
+        self._pid = os.getpid()
         self._closed = False
 
     def _default_n_seq_max(self, n_ctx: int) -> int:
@@ -430,17 +433,23 @@ class LlamaRunner(Generating):
         return self._closed
 
     def close(self) -> None:
-        """Free the context, and the model unless it was passed in; closing twice is no error. Streams end."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
+        """Free the context, and the model unless it was passed in; closing twice is no error. Streams end.
+
+        What an interrupt has broken off is done by the next call. Raises ContextBusyError, with nothing closed, in a
+        logits processor.
+        """
+        if self.engine.loop.inside:
+            raise ContextBusyError(
+                "this is a logits processor: close() would wait for the step that waits for it"
+            )
+        self._closed = True
         self.engine.close()
-        self.context.close()
+        close_when_idle(self.context)
         if self._owns_model:
             close_when_idle(self.model)
 
     def _check_open(self) -> None:
+        check_process(self._pid, "LlamaRunner")
         if self._closed:
             raise ClosedError("this LlamaRunner is closed")
 

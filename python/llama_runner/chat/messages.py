@@ -37,12 +37,22 @@ def check_messages(messages: Iterable[Any]) -> list[dict[str, Any]]:
 
     Raises MessageError with the ``index`` of the message at fault; nothing of the list is used then.
     """
-    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
-        raise MessageError(f"messages is a list of dicts, not {type(messages).__name__}")
     conversation = _Conversation()
-    for index, message in enumerate(messages):
+    for index, message in enumerate(listed(messages)):
         conversation.add(index, message)
     return conversation.messages
+
+
+def listed(messages: Iterable[Any]) -> list[Any]:
+    """``messages`` as a list, whatever they are; MessageError for what is no list of anything."""
+    refusal = MessageError(f"messages is a list of dicts, not {type(messages).__name__}")
+    if isinstance(messages, (str, bytes, Mapping)):
+        raise refusal
+    try:
+        each = iter(messages)
+    except TypeError:
+        raise refusal from None
+    return list(each)
 
 
 def readable_arguments(text: str) -> str:

@@ -6,25 +6,29 @@ waits for what the loop reports. Everything else runs in the thread of the calle
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import itertools
 import json
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_float, check_int
+from llama_runner._check import check_float, check_int, check_path, check_process
+from llama_runner._single import Single
 from llama_runner.core import Context, DecodeLoop, SamplerChain
 from llama_runner.engine.adapter_sets import Adapters, AdapterSets
 from llama_runner.engine.counters import EngineCounters
 from llama_runner.engine.kv_map import KvMap, Owner
+from llama_runner.engine.manager import Manager
 from llama_runner.engine.prefix import Node
 from llama_runner.engine.request import Request, why_computed
 from llama_runner.engine.residency import Residency
@@ -44,10 +48,20 @@ from llama_runner.results import Explanation, IdlePrefix
 __all__ = ["Adapters", "Engine", "LogitsProcessor"]
 
 Tokens = npt.NDArray[np.int32]
+_live: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """At the end of the interpreter, before the loops and contexts go away under their engines."""
+    for engine in list(_live):
+        engine.close(spill=False)
+
+
+atexit.register(_close_all)
 LogitsProcessor = Callable[[list[Tokens], npt.NDArray[np.float32]], npt.NDArray[np.float32] | None]
 
 
-class Engine:
+class Engine(Single):
     """Runs any number of generations over one context, which it owns until ``close()``. Any thread may call any method.
 
     Parameters
@@ -77,13 +91,14 @@ class Engine:
         pace: float = 2.5,
     ) -> None:
         self._closed = True
+        self._pid = os.getpid()
         check_int("n_seq_max", context.n_seq_max, 2, 256)
         self.context = context
         self.vocab = context.model.vocab
         self.max_waiting = check_int("max_waiting", max_waiting, 1, 2**31 - 1)
         running = context.n_seq_max - 1 if max_running is None else max_running
         check_int("max_running", running, 1, context.n_seq_max - 1)
-        limits = {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in (quotas or {}).items()}
+        limits = checked_quotas({} if quotas is None else quotas)
         check_float("slice_seconds", slice_seconds, 0.001, 100)
         check_float("pace", pace, 1, 1000)
         able = context._able
@@ -101,6 +116,7 @@ class Engine:
         self._unpinned: deque[Node] = deque()
         self._processors: dict[int, int] = {}  # how many requests use each
         check_int("host_cache_bytes", host_cache_bytes, 0, 2**62)
+        folder = "" if disk_cache is None else check_path(disk_cache, "disk_cache", absolute=False)
         check_int("disk_cache_bytes", disk_cache_bytes, 0, 2**62)
         self.fingerprint = context.fingerprint
         """What a saved state has to fit: model, KV types, rope settings. Asked for before the loop has the context."""
@@ -112,7 +128,7 @@ class Engine:
                 parts=parts,
                 can_save=bool(able["known"]),
                 host_bytes=host_cache_bytes,
-                disk=None if disk_cache is None else Path(disk_cache).expanduser(),
+                disk=None if disk_cache is None else Path(folder).expanduser(),
                 disk_bytes=disk_cache_bytes,
                 fingerprint=json.dumps(self.fingerprint, sort_keys=True),
             )
@@ -124,8 +140,10 @@ class Engine:
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
         self._closed = False
-        self._gone = threading.Event()  # it is closed, and the context is free
-        self._manager = threading.Thread(target=self._manage, name="llama-runner-engine", daemon=True)
+        self._closing = threading.Lock()
+        self._ended = False  # all that closing does has been done
+        _live.add(self)
+        self._manager = Manager(self)
         self._manager.start()
 
     # --- requests
@@ -304,7 +322,7 @@ class Engine:
         """End a request where it is, within a step; what it has sampled stays. Returns at once. Any thread."""
         request.cancelled = True
         request.job.cancel()
-        if not self._closed:
+        if not self._closed and os.getpid() == self._pid:
             self.loop.wake()
 
     def pin(self, tokens: Tokens, instead_of: Node | None = None, key: Hashable = None) -> Node | None:
@@ -370,31 +388,26 @@ class Engine:
 
     # --- the manager
 
-    def _manage(self) -> None:
-        try:
-            while True:
-                events = self.loop.wait(self._until_deadline())
-                with self._lock:
-                    if self._closed:
-                        return
-                    self._unpin_dropped()
-                    self.scheduler.expire()
-                    self._collect(events)
-                if "stopped" in events:
-                    return
-        except BaseException as error:
-            # nobody would be answered any more: better that everybody hears of it
-            if type(error) is LlamaRuntimeError:
-                # an assertion failed inside llama.cpp: the context takes nothing any more
-                self._close("poisoned", str(error))
-                return
-            self.close()
-            raise
-
-    def _until_deadline(self) -> float | None:
+    def attend(self, events: set[str]) -> float | None:
+        """See to what the loop has reported; returns the seconds to the next deadline of what waits. The manager's."""
         with self._lock:
+            if self._closed:
+                return None
+            self._unpin_dropped()
+            self.scheduler.expire()
+            self._collect(events)
             first = self.scheduler.next_deadline()
         return None if first is None else max(0.0, first - time.perf_counter())
+
+    def give_up(self, error: BaseException) -> bool:
+        """Close after an error of the manager's own; whether everybody concerned hears of it, so that it need not."""
+        if type(error) is LlamaRuntimeError:
+            # an assertion failed inside llama.cpp: the context takes nothing any more
+            self._close("poisoned", str(error))
+            return True
+        told = self._closed  # it is being closed under the manager, as at the end of the interpreter
+        self.close()
+        return told
 
     def _collect(self, events: set[str]) -> None:
         scheduler = self.scheduler
@@ -552,11 +565,13 @@ class Engine:
 
         Take it in a ``with`` statement: no interrupt comes between taking this very object and the block.
         """
+        check_process(self._pid, "Engine")  # there a thread that is gone may hold it for ever
         if self.loop.inside:
             raise ContextBusyError("this is a logits processor: the engine waits for it and answers nothing")
         return self._own_lock
 
     def _check_open(self) -> None:
+        check_process(self._pid, "Engine")
         if self._closed:
             raise ClosedError("this Engine is closed")
 
@@ -565,26 +580,32 @@ class Engine:
         """Whether ``close()`` has been called."""
         return self._closed
 
-    def close(self) -> None:
+    def close(self, *, spill: bool = True) -> None:
         """End every request with ClosedError, promptly, and stop the threads; the context stays. Twice is no error.
 
-        With a ``disk_cache``, what is cached is written there first.
+        With a ``disk_cache``, what is cached is written there first, unless ``spill`` is false. What an interrupt has
+        broken off is done by the next call. Raises ContextBusyError in a logits processor, with nothing closed.
         """
-        self._close("closed", "the engine was closed before its turn came")
+        self._close("closed", "the engine was closed before its turn came", spill)
 
-    def _close(self, error: str, why: str) -> None:
+    def _close(self, error: str, why: str, spill: bool = False) -> None:
+        if os.getpid() != self._pid:  # it is the parent's
+            self._closed = True
+            return
         with self._lock:
-            already, self._closed = self._closed, True
-        if already:
-            if threading.current_thread() is not self._manager:
-                self._gone.wait(10)  # another thread is at it
+            self._closed = True
+        # another thread may be at it, and wait for the manager
+        patience = 0 if threading.current_thread() is self._manager else 10
+        if not self._closing.acquire(timeout=patience):
             return
         try:
-            self._end(error, why)
+            if not self._ended:
+                self._end(error, why, spill)
+                self._ended = True
         finally:
-            self._gone.set()
+            self._closing.release()
 
-    def _end(self, error: str, why: str) -> None:
+    def _end(self, error: str, why: str, spill: bool) -> None:
         with self._lock:
             waiting, self.scheduler.waiting = self.scheduler.waiting, []
             with self._inbox_lock:
@@ -596,11 +617,14 @@ class Engine:
                 member.job.finish("error", error, why)
                 member.announce()
         for request in self.scheduler.running.values():
+            if not request.job.progress["end"]:  # it had not come to the loop yet, or was out of it
+                request.job.finish("error", error, why)
             request.announce()
         if threading.current_thread() is not self._manager:
             self._manager.join(timeout=10)
         with self._lock:
-            self._spill()
+            if spill:
+                self._spill()
             self.residency.tiers.close()
 
     def _spill(self) -> None:
@@ -620,6 +644,13 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def checked_quotas(quotas: Any) -> dict[str, int]:
+    """Cells by owner."""
+    if not isinstance(quotas, Mapping) or not all(isinstance(owner, str) for owner in quotas):
+        raise ArgumentTypeError(f"quotas={quotas!r:.60}: a dict of owners, each a str, and cells")
+    return {owner: check_int(f"quotas[{owner!r}]", n, 1, 2**62) for owner, n in quotas.items()}
 
 
 MEMORY_KINDS = ("none", "attention", "sliding-window", "recurrent", "hybrid", "unknown")

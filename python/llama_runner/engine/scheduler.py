@@ -335,7 +335,13 @@ class Scheduler:
         self._pin(request)
         if not self.residency.parts:
             self._mark_where_others_left(request, found.length, attached.n_resident)
-        self.loop.add(request.job, [follower.job for follower in followers])
+        try:
+            self.loop.add(request.job, [follower.job for follower in followers])
+        except BaseException:  # such as a chain that somebody else uses: the request's own error
+            for member in request.group:
+                del self.running[member.tag]
+                self._settle(member)
+            raise
         request.lead([])
         return True
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_int
+from llama_runner._single import Single
 from llama_runner.core import SamplerChain
 from llama_runner.core.vocab import as_tokens
 from llama_runner.engine.engine import Adapters, Engine, LogitsProcessor
@@ -35,9 +36,11 @@ class Snapshot:
     tokens: Tokens
     params: GenerationParams | None
     sampler: SamplerChain | None
+    n_vocab: int
+    """Tokens of the vocabulary that it speaks of."""
 
 
-class Sequence:
+class Sequence(Single):
     """A token log. Its tokens are the truth; the engine's cache follows them, and shares what sequences have in common.
 
     A sequence needs no place in the KV memory while nothing is done with it: there may be thousands. ``pin()`` keeps
@@ -45,6 +48,8 @@ class Sequence:
     a fork gets a copy of. One thread, or task, at a time. Every method that computes has a twin for asyncio:
     ``aextend``, …, so that ``asyncio.gather`` over branches is one batch. Get one as ``runner.sequence(tokens)``.
     """
+
+    _instead = ": fork() it"
 
     def __init__(
         self,
@@ -142,12 +147,17 @@ class Sequence:
     def snapshot(self) -> Snapshot:
         """Where it is now, to come back to with ``restore``; costs a copy of the tokens and of the sampler."""
         sampler = None if self._sampler is None else self._sampler.clone()
-        return Snapshot(self._tokens.copy(), self._params, sampler)
+        return Snapshot(self._tokens.copy(), self._params, sampler, self._engine.vocab.n_tokens)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot, of this sequence or another of the same model: what follows is what followed then."""
         if not isinstance(snapshot, Snapshot):
             raise InvalidArgumentError(f"snapshot is what snapshot() returned, not {type(snapshot).__name__}")
+        n_vocab = self._engine.vocab.n_tokens
+        if snapshot.n_vocab != n_vocab:
+            raise InvalidArgumentError(
+                f"the snapshot is of a model with a vocabulary of {snapshot.n_vocab} tokens, and this one has {n_vocab}"
+            )
         self._set(self._ids(snapshot.tokens).copy())
         self._params = snapshot.params
         self._sampler = None if snapshot.sampler is None else snapshot.sampler.clone()

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
+from llama_runner._single import Single
 from llama_runner.engine.engine import Engine
 from llama_runner.engine.request import Request
 from llama_runner.errors import ContextBusyError, InvalidArgumentError, LlamaRunnerError
@@ -18,7 +19,7 @@ __all__ = ["AsyncStream", "Stream", "drain", "exhaust"]
 PROGRESS_SECONDS = 0.05  # how often the progress of a prompt is reported
 
 
-class Stream(Iterator[Chunk]):
+class Stream(Single, Iterator[Chunk]):
     """A generation under way: iterate over its chunks; ``completion`` is there at the end.
 
     ``close()``, leaving a ``with`` block, or dropping the last reference ends it early; ``completion`` then holds what
@@ -113,14 +114,14 @@ class Stream(Iterator[Chunk]):
         return self._request.explain()
 
 
-class AsyncStream(AsyncIterator[Chunk]):
+class AsyncStream(Single, AsyncIterator[Chunk]):
     """A generation under way, for asyncio: ``async with`` ends it when it is left. Never blocks the event loop.
 
     ``submit`` is called with what is to be called when there is something to read, and returns the request.
     """
 
     def __init__(self, engine: Engine, submit: Callable[[Callable[[], None]], Request]) -> None:
-        self._there = asyncio.Event()
+        self._there = HomeEvent()
         self._engine = engine
         self._request = submit(waker([self._there]))
 
@@ -133,12 +134,13 @@ class AsyncStream(AsyncIterator[Chunk]):
         streams = []
         for request in submit(waker(events)):
             stream = cls.__new__(cls)
-            stream._there, stream._engine, stream._request = asyncio.Event(), engine, request
+            stream._there, stream._engine, stream._request = HomeEvent(), engine, request
             events.append(stream._there)
             streams.append(stream)
         return streams
 
     async def __anext__(self) -> Chunk:
+        self._there.check()
         while not self._request.ended:
             self._there.clear()
             chunk = self._request.chunk(0)
@@ -180,6 +182,25 @@ class AsyncStream(AsyncIterator[Chunk]):
         if not self._request.ended:
             raise InvalidArgumentError("the stream is not finished: exhaust it first")
         return self._request.completion()
+
+
+class HomeEvent(asyncio.Event):
+    """An event that belongs to the loop that it is made on: nothing would wake whoever waited for it on another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._home = asyncio.get_running_loop()
+
+    def check(self) -> None:
+        """InvalidArgumentError where another loop runs."""
+        if asyncio.get_running_loop() is not self._home:
+            raise InvalidArgumentError(
+                "this was begun on another event loop, which alone it tells of what comes: read it there"
+            )
+
+    async def wait(self) -> Literal[True]:
+        self.check()
+        return await super().wait()
 
 
 def waker(events: list[asyncio.Event]) -> Callable[[], None]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from llama_runner._check import check_bool, check_float, check_int
+from llama_runner._check import check_bool, check_float, check_int, check_process
+from llama_runner._single import Single
 from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
@@ -35,7 +36,6 @@ from llama_runner.pool.copies import (
     room_for,
 )
 from llama_runner.pool.loader import Loader
-from llama_runner.pool.process import check_process
 from llama_runner.pool.spec import DownloadProgress, ModelSpec
 from llama_runner.pool.worker_runner import WorkerRunner
 
@@ -44,7 +44,7 @@ __all__ = ["RunnerPool"]
 LONGEST = 10 * 365 * 86400.0  # a timeout that a lock still takes
 
 
-class RunnerPool:
+class RunnerPool(Single):
     """Several models, or several copies, in one place.
 
         pool = RunnerPool({"small": "smollm2-135m", "big": {"model": path, "n_ctx": 4096}}, memory_budget=8 << 30)

@@ -15,14 +15,13 @@ from typing import Any, BinaryIO, cast
 
 from llama_runner.errors import (
     ClosedError,
-    ForkedProcessError,
     LlamaRunnerError,
     LlamaSystemError,
     WorkerDiedError,
 )
 from llama_runner.pool import wire
 
-__all__ = ["Call", "WorkerProcess", "check_process"]
+__all__ = ["Call", "WorkerProcess"]
 
 END_SECONDS = 10.0  # what a worker may take to end when it is told to, before it is killed
 DEATH_SECONDS = 2.0  # between the end of its pipe and its end as a process
@@ -240,15 +239,6 @@ def told_exit(code: int | None) -> str:
         name = f"signal {-code}"
     hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"
-
-
-def check_process(pid: int, what: str) -> None:
-    """ForkedProcessError in a process that was forked off the one that made ``what``."""
-    if os.getpid() != pid:
-        raise ForkedProcessError(
-            f"this {what} belongs to process {pid}, and this is a fork of it: make one of your own before the first "
-            "model is loaded, or start processes with multiprocessing's 'spawn'"
-        )
 
 
 _processes: weakref.WeakSet[WorkerProcess] = weakref.WeakSet()

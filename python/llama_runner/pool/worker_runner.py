@@ -17,15 +17,17 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_float, check_int
-from llama_runner.engine.stream import waker
+from llama_runner._check import check_float, check_int, check_process
+from llama_runner._single import Single
+from llama_runner.engine.stream import HomeEvent, waker
 from llama_runner.errors import (
+    ArgumentTypeError,
     ClosedError,
     ContextBusyError,
     WorkerDiedError,
 )
 from llama_runner.params import GenerationParams
-from llama_runner.pool.process import Call, Message, WorkerProcess, check_process
+from llama_runner.pool.process import Call, Message, WorkerProcess
 from llama_runner.pool.worker_session import WorkerSession
 from llama_runner.pool.worker_stream import Progress, WorkerStream, exhaust
 from llama_runner.results import Chunk, Completion, ContextInfo
@@ -36,7 +38,7 @@ __all__ = ["WorkerRunner"]
 Prompt = str | bytes | Sequence[int] | npt.NDArray[np.integer[Any]]
 
 
-class WorkerRunner:
+class WorkerRunner(Single):
     """A ``LlamaRunner`` in a process of its own.
 
         with WorkerRunner("smollm2-135m", n_ctx=4096) as runner:
@@ -191,6 +193,10 @@ class WorkerRunner:
         """Generate for many prompts together; as ``LlamaRunner.generate_many``."""
         settings = GenerationParams.from_kwargs(params, kwargs, where="generate_many()")
         check_int("n", n, 1, 2**31 - 1)
+        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
+            raise ArgumentTypeError(
+                f"prompts is an iterable of prompts, not {prompts!r:.60}: generate() takes one"
+            )
         if n > 1:
             given = {"params": settings, "n": n, **routing(priority, owner)}
             found = cast("list[Completion]", self._call("generate_many", list(prompts), **given))
@@ -257,7 +263,7 @@ class WorkerRunner:
         self, prompt: Prompt, params: GenerationParams, quiet: bool, priority: int, owner: str | None
     ) -> AsyncGenerator[Message, None]:
         """What comes back for a generation: chunks, if not ``quiet``, and the end."""
-        there = asyncio.Event()
+        there = HomeEvent()
         notify = waker([there])
         process = await self._aliving()
         where = routing(priority, owner)

@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._check import check_int
+from llama_runner._single import Single
 from llama_runner.chat import CancelFlag, ToolSet
-from llama_runner.engine.stream import waker
+from llama_runner.chat.messages import listed
+from llama_runner.engine.stream import HomeEvent, waker
 from llama_runner.errors import InvalidArgumentError
 from llama_runner.params import GenerationParams
 from llama_runner.pool.process import Call, WorkerProcess
@@ -77,13 +79,13 @@ class WorkerReplyStream(WorkerStream):
         return self.reply
 
 
-class AsyncWorkerReplyStream(AsyncIterator[ReplyChunk]):
+class AsyncWorkerReplyStream(Single, AsyncIterator[ReplyChunk]):
     """``WorkerReplyStream`` for asyncio: ``async for``, or ``async with`` to end it where it is left."""
 
     def __init__(self, session: WorkerSession, content: Any, options: dict[str, Any]) -> None:
         self._session = session
         self._asked = session._asked(content, options)
-        self._there = asyncio.Event()
+        self._there = HomeEvent()
         # what wakes it must not hold the stream: nobody would see it dropped
         self._call = SessionCall(session, waker([self._there]))
         self._process: WorkerProcess | None = None
@@ -174,7 +176,7 @@ class AsyncWorkerReplyStream(AsyncIterator[ReplyChunk]):
         return self.reply
 
 
-class WorkerSession:
+class WorkerSession(Single):
     """A ``Session`` in a worker process; its methods are that one's, and are called from any thread in the same way.
 
     What was said is kept here after each call that succeeded, as messages, branches and tokens: when the worker dies,
@@ -182,6 +184,8 @@ class WorkerSession:
     worker, which computes the conversation anew. Reading ``messages`` and the like asks nobody. Functions of tools stay
     here, and ``run`` calls them here. Adapters and logits processors cannot cross.
     """
+
+    _instead = ": fork() it, or save() it to a file"
 
     def __init__(
         self,
@@ -366,15 +370,15 @@ class WorkerSession:
 
     def sync(self, messages: Messages) -> Receipt:
         """As ``Session.sync``."""
-        return cast("Receipt", self._ask("sync", list(messages)))
+        return cast("Receipt", self._ask("sync", listed(messages)))
 
     def plan(self, messages: Messages | None = None) -> Plan:
         """As ``Session.plan``."""
-        return cast("Plan", self._ask("plan", None if messages is None else list(messages)))
+        return cast("Plan", self._ask("plan", None if messages is None else listed(messages)))
 
     def warm(self, messages: Messages | None = None, *, priority: int | None = None) -> None:
         """As ``Session.warm``; returns at once, and nobody is told when it is done."""
-        self._ask("warm", None if messages is None else list(messages), priority=priority)
+        self._ask("warm", None if messages is None else listed(messages), priority=priority)
 
     def rollback(self, to: str | Message | None) -> Receipt:
         """As ``Session.rollback``."""

@@ -9,6 +9,7 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from llama_runner._single import Single
 from llama_runner.errors import InvalidArgumentError
 from llama_runner.pool.process import Call, Message, WorkerProcess
 from llama_runner.results import Chunk, Completion
@@ -18,7 +19,7 @@ __all__ = ["Progress", "WorkerStream", "exhaust"]
 Progress = Callable[[int, int], object]
 
 
-class WorkerStream(Iterator[Chunk]):
+class WorkerStream(Single, Iterator[Chunk]):
     """A generation under way in a worker: iterate over its chunks; ``completion`` is there at the end.
 
     ``close()``, leaving a ``with`` block, or dropping the last reference ends it early, in the worker too. One

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from llama_runner._check import check_choice, check_float, check_int, check_name
 from llama_runner._hold import OneAtATime
-from llama_runner.chat.messages import check_messages
+from llama_runner._single import Single
+from llama_runner.chat.messages import check_messages, listed
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate
 from llama_runner.engine import Adapters, Engine, Request
@@ -42,8 +43,10 @@ OnFull = Literal["stop", "error", "drop"]
 NONE: Tokens = np.empty(0, dtype=np.int32)
 
 
-class Conversation:
+class Conversation(Single):
     """Messages, and their tokens in the cache. ``Session`` adds turns to it."""
+
+    _instead = ": fork() it, or save() it to a file"
 
     def __init__(
         self,
@@ -255,7 +258,18 @@ class Conversation:
     def checkout(self, branch: Branch | str | Message) -> Receipt:
         """Go on from any message of the tree: one of ``branches``, or one of the conversation as it is now."""
         with self._taken():
-            return self._move(branch.node if isinstance(branch, Branch) else self._find(branch), "checkout")
+            return self._move(
+                self._own(branch) if isinstance(branch, Branch) else self._find(branch), "checkout"
+            )
+
+    def _own(self, branch: Branch) -> Node | None:
+        """Where a branch of this session ends; UnknownMessageError for another's."""
+        node = branch.node
+        if not any(is_above(node, tip) for tip in (self._head, *self._tips)):
+            raise UnknownMessageError(
+                f"{branch.message!r:.80} ends no branch of this session: take one of branches, as they are now"
+            )
+        return node
 
     def prune(self) -> int:
         """Forget the branches that were left; returns how many there were."""
@@ -412,7 +426,7 @@ class Conversation:
         with self._taken():
             before = self._dicts()
             if messages is not None:
-                dicts = check_messages([*before, *messages])
+                dicts = check_messages([*before, *listed(messages)])
                 tokens = self._tokens_of(dicts)[:-1]  # the reply computes the last one itself
             else:
                 tokens = self._due(before)
@@ -513,7 +527,7 @@ class Registry:
         return iter(found)
 
 
-class Warmup:
+class Warmup(Single):
     """Reading ahead, under way. It goes on by itself; ``wait()`` tells what it computed, ``cancel()`` ends it."""
 
     def __init__(self, conversation: Conversation, request: Request | None, n_tokens: int) -> None:

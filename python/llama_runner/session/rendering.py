@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_bool, check_choice
+from llama_runner._check import check_bool, check_choice, check_text
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, Vocab
 from llama_runner.core.token_attr import TokenAttr
@@ -60,9 +60,11 @@ def checked_variables(given: Any) -> dict[str, Any]:
     for name in RESERVED & given.keys():
         raise InvalidArgumentError(f"template_kwargs has {name}, which is the session's own to say")
     try:
-        copy: dict[str, Any] = json.loads(json.dumps(dict(given), allow_nan=False))
+        text = json.dumps(dict(given), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as problem:
         raise ArgumentTypeError(f"template_kwargs are JSON values: {problem}") from None
+    check_text("template_kwargs", text)
+    copy: dict[str, Any] = json.loads(text)
     return copy
 
 

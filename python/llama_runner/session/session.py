@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from llama_runner._check import check_bool, check_int
 from llama_runner._hold import Hold
-from llama_runner.chat.messages import check_messages
+from llama_runner.chat.messages import check_messages, listed
 from llama_runner.chat.tools import CancelFlag, Tool, ToolSet
 from llama_runner.chat_types import ChatPrompt
 from llama_runner.core import ChatTemplate, SamplerChain
@@ -108,7 +108,7 @@ class Session(Conversation):
         self.seed = None if seed is None else check_int("seed", seed, 0, 2**32 - 2)
         self._draws = 0  # turns that were taken, and forks that were made: each has a seed of its own
         first = [] if system is None else [{"role": "system", "content": system}]
-        self._head = self._grown(None, check_messages([*first, *messages]))
+        self._head = self._grown(None, check_messages([*first, *listed(messages)]))
 
     def __repr__(self) -> str:
         return f"<Session of {len(self)} messages, {self.n_tokens} tokens>"
@@ -276,7 +276,7 @@ class Session(Conversation):
         elif isinstance(content, Mapping) or not hasattr(content, "__iter__"):
             new = [content]
         else:
-            new = content
+            new = listed(content)
         whole = check_messages([*before, *new])
         if not whole:
             raise InvalidArgumentError("the conversation is empty: send a message")

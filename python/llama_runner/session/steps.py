@@ -19,7 +19,13 @@ from llama_runner.chat.tools import (
     arun_calls,
     run_calls,
 )
-from llama_runner.errors import ContextBusyError, LlamaRunnerError, ToolArgumentError, WorkerDiedError
+from llama_runner.errors import (
+    ArgumentTypeError,
+    ContextBusyError,
+    LlamaRunnerError,
+    ToolArgumentError,
+    WorkerDiedError,
+)
 from llama_runner.results import Usage
 from llama_runner.session.reply import Reply
 
@@ -115,6 +121,10 @@ class Limits:
             None if tool_timeout is None else check_float("tool_timeout", tool_timeout, 0.0, 1e9)
         )
         self.parallel = check_bool("parallel", parallel)
+        if cancel is not None and not isinstance(cancel, CancelFlag):
+            raise ArgumentTypeError(f"cancel is a CancelFlag, not {cancel!r:.60}")
+        if on_step is not None and not callable(on_step):
+            raise ArgumentTypeError(f"on_step is a callable, not {on_step!r:.60}")
         self.cancel = CancelFlag() if cancel is None else cancel
         self.on_step = on_step
         self.reply_timeout = reply_timeout

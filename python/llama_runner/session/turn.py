@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llama_runner._hold import Hold
+from llama_runner._response import Response
+from llama_runner._single import Single
 from llama_runner.chat._results_json import clean
 from llama_runner.chat.messages import readable_arguments
 from llama_runner.chat_types import ChatDelta, ChatMessage, ChatPrompt, ToolCall
@@ -21,7 +23,7 @@ from llama_runner.engine import AsyncStream, LogitsProcessor, Request, Stream
 from llama_runner.errors import ContextOverflowError, InvalidArgumentError, ResponseParseError
 from llama_runner.params import GenerationParams
 from llama_runner.receipts import Receipt
-from llama_runner.results import Chunk, Completion, Timings
+from llama_runner.results import Chunk, Completion, Timings, TokenLogprob
 from llama_runner.session.message import Message
 from llama_runner.session.rendering import Options
 from llama_runner.session.reply import Reply, ReplyChunk
@@ -62,6 +64,9 @@ class Turn:
         default_factory=list
     )  # parts that ended with the context full
     _raw: list[str] = dataclasses.field(default_factory=list)
+    _logprobs: list[TokenLogprob] = dataclasses.field(
+        default_factory=list
+    )  # of what was read, where asked for
     _problem: ResponseParseError | None = None
 
     def submit(self, notify: Notify = None) -> Request:
@@ -94,6 +99,7 @@ class Turn:
         """What a piece of the text adds to the message."""
         self.read += chunk.tokens
         self._raw.append(chunk.text)
+        self._logprobs += chunk.logprobs or ()
         if self._problem is not None:  # what cannot be taken apart is content
             return self._chunk(chunk, [ChatDelta(content=chunk.text)])
         return self._chunk(chunk, self._parsed(lambda: self.parser.push(chunk.text)))
@@ -213,7 +219,12 @@ class Turn:
             timings=timings,
             logprobs=logprobs,
             explanation=parts[0].explanation,
+            response=self._response(last.finish_reason),
         )
+
+    def _response(self, finish_reason: str) -> Response | None:
+        """What all that was read is to become."""
+        return self.params.response("".join(self._raw), finish_reason)
 
     def cut(self) -> Reply | None:
         """Its reader has left: what was read stays, as a reply that was cancelled, where anything was."""
@@ -233,9 +244,10 @@ class Turn:
             stop_match=None,
             usage=usage,
             timings=Timings(0.0, 0.0, 0.0, usage.computed_tokens, usage.completion_tokens),
-            logprobs=None,
+            logprobs=None if self.params.logprobs is None else tuple(self._logprobs[done:]),
             seed=self._request.seed,
             explanation=self._request.explain(),
+            response=self._response("cancelled"),
         )
         try:
             return self.last(completion)[1]
@@ -249,7 +261,7 @@ class Turn:
             self.session._turn.release(self.hold)
 
 
-class _Reading(Generic[S]):
+class _Reading(Single, Generic[S]):
     """A turn and the stream of its tokens, of either kind."""
 
     _stream: S

@@ -48,6 +48,7 @@ cdef extern from "llama_runner.h" nogil:
     bool lr_guard_try_shared(lr_guard *guard)
     void lr_guard_end_shared(lr_guard *guard)
     bool lr_guard_try_exclusive(lr_guard *guard)
+    bool lr_guard_wait_exclusive(lr_guard *guard, int64_t us) nogil
     void lr_guard_end_exclusive(lr_guard *guard)
 
     ctypedef int (*lr_poll_fn)(void *user_data) noexcept

@@ -8,4 +8,5 @@ cdef str take_string(char *text)
 cdef int raise_for(int why, char *error, str what) except -1
 cdef int enter_shared(lr_guard *guard, str what) except -1
 cdef int enter_exclusive(lr_guard *guard, str what) except -1
+cdef int enter_waiting(lr_guard *guard, str what) except -1
 cdef object native_error(object error, str doing)

@@ -5,6 +5,7 @@ import logging
 import os
 
 from libc.stddef cimport size_t
+from libcpp cimport bool
 
 from llama_runner._c.ggml cimport (
     GGML_LOG_LEVEL_DEBUG,
@@ -32,6 +33,7 @@ from llama_runner._c.native cimport (
     lr_guard,
     lr_guard_try_exclusive,
     lr_guard_try_shared,
+    lr_guard_wait_exclusive,
     lr_is_abort,
     lr_live_count,
     lr_log_pop,
@@ -141,6 +143,15 @@ cdef int enter_exclusive(lr_guard *guard, str what) except -1:
             f"another thread is inside this {what}: use one {what} a thread, or a lock of your own"
         )
     return 0
+
+
+cdef int enter_waiting(lr_guard *guard, str what) except -1:
+    """As ``enter_exclusive``, for who goes first: others are let out, as long as they take less than a second."""
+    cdef bool entered
+    check_process()
+    with nogil:
+        entered = lr_guard_wait_exclusive(guard, 1_000_000)
+    return 0 if entered else enter_exclusive(guard, what)
 
 
 cdef object native_error(object error, str doing):

@@ -197,15 +197,23 @@ cdef dict check_kwargs(template_kwargs):
     return dict(template_kwargs)
 
 
+cdef list listed(str name, given):
+    try:
+        each = iter(given)
+    except TypeError:
+        raise errors.ArgumentTypeError(f"{name} is a list of dicts, not {type(given).__name__}") from None
+    return list(each)
+
+
 cdef dict make_request(messages, tools, add_generation_prompt, enable_thinking, template_kwargs):
     request = {
-        "messages": list(messages),
+        "messages": listed("messages", messages),
         "add_generation_prompt": check_bool("add_generation_prompt", add_generation_prompt),
         "enable_thinking": check_bool("enable_thinking", enable_thinking),
     }
     check_arguments(request["messages"])
     if tools is not None:
-        request["tools"] = list(tools)
+        request["tools"] = listed("tools", tools)
         check_tools(request["tools"])
     if template_kwargs:
         request["template_kwargs"] = template_kwargs

@@ -134,6 +134,7 @@ cdef class Job:
             spec.n_stops = <int32_t> len(stops)
             vocab.check_open()
             if chain is not None:
+                chain.check_row(vocab.n_tokens)
                 spec.picker = chain.picker
             self.ptr = lr_job_new(&spec, vocab.model.vocab_ptr)
         finally:

@@ -8,6 +8,7 @@ cdef class DecodeLoop:
     cdef dict jobs  # by tag: those in the loop, whose chains the thread uses
     cdef dict uses  # by number: adapters that must not be closed
     cdef dict functions  # by number: the processors
+    cdef int pauses  # held now
     cdef object processors  # held: the thread calls it
     cdef object __weakref__
 

@@ -230,17 +230,23 @@ cdef class DecodeLoop:
             raise errors.ContextBusyError("this is a logits processor: the step that is to end waits for it")
         with nogil:
             lr_engine_pause(self.ptr)
+        self.pauses += 1
+        self.context.user = PyThread_get_thread_ident()
 
     def resume(self):
         """Go on after ``pause``. Arrays of the context's logits that are still held stay as they are."""
         try:
-            self.context.enter()
-            try:
-                self.context.keep_views()
-                self.context.n_outputs = 0
-            finally:
-                self.context.leave()
+            if self.context.ptr != NULL:  # the end of the interpreter closes it whoever has it
+                self.context.enter()
+                try:
+                    self.context.keep_views()
+                    self.context.n_outputs = 0
+                finally:
+                    self.context.leave()
         finally:
+            self.pauses -= 1
+            if self.pauses == 0:
+                self.context.user = 0
             with nogil:
                 lr_engine_resume(self.ptr)
 
@@ -383,6 +389,7 @@ cdef class DecodeLoop:
 
     def wake(self):
         """Make ``wait`` return."""
+        check_process()
         lr_engine_wake(self.ptr)
 
     def ended(self):
@@ -419,6 +426,7 @@ cdef class DecodeLoop:
     def counters(self):
         """What was counted since the start: a dict of steps, rows, tokens, times in µs and failures."""
         cdef lr_engine_counters counters
+        check_process()
         with nogil:
             lr_engine_count(self.ptr, &counters)
         return counters

@@ -29,11 +29,14 @@ from llama_runner._c.native cimport (
     lr_outputs_free,
     lr_outputs_swap,
 )
-from llama_runner.core._native cimport drain_log, enter_exclusive
+from llama_runner.core._native cimport drain_log, enter_exclusive, enter_waiting
 from llama_runner.core.arrays cimport small_int
 
 from llama_runner import errors
 from llama_runner._check import check_int
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() nogil
 
 cdef char *FLOAT_FORMAT = b"f"
 
@@ -95,7 +98,11 @@ cdef class ContextOutputs:
         lr_guard_free(self.guard)
 
     cdef int enter(self) except -1:
-        enter_exclusive(self.guard, "context")
+        if self.user != 0 and self.user == PyThread_get_thread_ident():
+            # others may look at what is not theirs: whoever it is lent to does not fail for that
+            enter_waiting(self.guard, "context")
+        else:
+            enter_exclusive(self.guard, "context")
         if self.ptr == NULL or self.poisoned is not None:
             lr_guard_end_exclusive(self.guard)
             if self.ptr == NULL:

@@ -50,6 +50,7 @@ LR_API void       lr_guard_free(lr_guard * guard);
 LR_API bool       lr_guard_try_shared(lr_guard * guard);
 LR_API void       lr_guard_end_shared(lr_guard * guard);
 LR_API bool       lr_guard_try_exclusive(lr_guard * guard);
+LR_API bool       lr_guard_wait_exclusive(lr_guard * guard, int64_t us);  // at most so long
 LR_API void       lr_guard_end_exclusive(lr_guard * guard);
 
 // --- abort: stopping a decode from outside -------------------------------------------------------

@@ -227,6 +227,17 @@ bool lr_guard_try_exclusive(lr_guard * guard) {
     return guard->state.compare_exchange_strong(idle, -1, std::memory_order_acquire);
 }
 
+bool lr_guard_wait_exclusive(lr_guard * guard, int64_t us) {
+    const auto give_up = std::chrono::steady_clock::now() + std::chrono::microseconds(us);
+    while (!lr_guard_try_exclusive(guard)) {
+        if (std::chrono::steady_clock::now() > give_up) {
+            return false;
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
+    }
+    return true;
+}
+
 void lr_guard_end_exclusive(lr_guard * guard) {
     guard->state.store(0, std::memory_order_release);
 }
