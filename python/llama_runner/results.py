@@ -42,6 +42,7 @@ class Usage:
     cached_tokens: int
     """Tokens of the prompt that were in the cache already, so that their prefill was skipped."""
     computed_tokens: int
+    """The others. Of a generation that ended before its prompt was read, ``timings`` says how many it came to."""
     completion_tokens: int
     forced_tokens: int = 0
     """Of the completion's, those that a constraint left no choice about: decoded together with the one before them."""

@@ -247,11 +247,8 @@ class Request:
         cached = self.cached_tokens
         if self.follows:  # of a prompt that another was to read, it read what that one did not
             cached = max(0, len(self.prompt) - int(self.job.progress["n_computed"]))
-        computed = len(self.prompt) - cached
-        if not self.job.progress["fed_us"]:  # it ended before all of its prompt was read
-            computed = min(computed, int(self.job.progress["n_computed"]))
         forced = min(int(self.job.progress["n_forced"]), len(self._tokens))  # of those that were taken
-        return Usage(len(self.prompt), cached, computed, len(self._tokens), forced)
+        return Usage(len(self.prompt), cached, len(self.prompt) - cached, len(self._tokens), forced)
 
     def completion(self) -> Completion:
         """The result, once the reader has had the last of it."""
