@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# the same examples each time, however slow the machine is; HYPOTHESIS_SEEDED=0 looks for new ones
+hypothesis.settings.register_profile(
+    "suite", deadline=None, derandomize=os.environ.get("HYPOTHESIS_SEEDED") != "0", database=None, print_blob=True
+)
+hypothesis.settings.load_profile("suite")
 
 pytest_plugins = ["fixtures_models", "fixtures_sources"]
 

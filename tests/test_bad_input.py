@@ -275,10 +275,9 @@ def test_keyboard_interrupt_leaves_the_runner_usable(smollm2, phase):
             "generation": lambda: runner.generate("Count: 1, 2, 3,", max_tokens=4000, ignore_eos=True),
             "stateful": lambda: runner.generate_stateful(" three,", 4000, ignore_eos=True),
         }[phase]
-        timer = interrupt_after(0.3)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - also where it comes before the call
+            interrupt_after(0.3)
             call()
-        timer.join()
         assert runner._stateful.tokens.tolist() == conversation
         assert runner.generate("The capital of France is", max_tokens=8, temperature=0).text == expected
         runner.generate_stateful(" three,", 4, temperature=0)

@@ -448,31 +448,37 @@ def ticks_during(call: Callable[[], object]) -> int:
         return count() - before
 
 
+def most_ticks(call: Callable[[], object]) -> int:
+    """Of three times: a busy machine may give the other thread no time."""
+    return max(ticks_during(call) for _ in range(3))
+
+
 def test_the_counter_stands_still_under_the_gil() -> None:
     # what the tests below would see if a call kept the GIL: one call into C without a release
     numbers = list(range(3_000_000))[::-1]
-    assert ticks_during(lambda: (sorted(numbers, key=None, reverse=False), None)[1]) <= 3
+    # before and after it the interpreter may turn to the other thread, on a busy machine for longer
+    assert min(ticks_during(lambda: (sorted(numbers), None)[1]) for _ in range(5)) <= 3
 
 
 def test_decoding_lets_other_threads_run(tiny_model: TinyModelFactory) -> None:
     with Context(Model(tiny_model("llama", n_ctx_train=16384, n_layer=12)), n_ctx=4096, n_threads=1) as ctx:
         batch = Batch(2048)
         batch.add_sequence(np.full(2048, 300))
-        assert ticks_during(lambda: ctx.decode(batch)) > 50
+        assert most_ticks(lambda: ctx.decode(batch)) > 50
 
 
 def test_tokenizing_lets_other_threads_run(tiny_model: TinyModelFactory) -> None:
     vocab = Model(tiny_model("llama")).vocab
     text = "the world once upon a time " * 100_000
-    assert ticks_during(lambda: vocab.tokenize(text)) > 50
+    assert most_ticks(lambda: vocab.tokenize(text)) > 50
     ids = np.full(20_000_000, 300, np.int32)
-    assert ticks_during(lambda: vocab.detokenize_bytes(ids)) > 50
+    assert most_ticks(lambda: vocab.detokenize_bytes(ids)) > 50
 
 
 def test_sampling_lets_other_threads_run() -> None:
     logits = np.random.default_rng(0).normal(size=20_000_000).astype(np.float32)
     chain = SamplerChain().top_k(1000).top_p(0.9).temp(0.8).dist(1)
-    assert ticks_during(lambda: chain.apply(logits)) > 50
+    assert most_ticks(lambda: chain.apply(logits)) > 50
 
 
 def test_saving_and_restoring_lets_other_threads_run(tiny_model: TinyModelFactory) -> None:
@@ -483,13 +489,13 @@ def test_saving_and_restoring_lets_other_threads_run(tiny_model: TinyModelFactor
         batch.add_sequence(np.full(4096, 300))
         ctx.decode(batch)
         blobs: list[bytes] = []
-        assert ticks_during(lambda: blobs.append(ctx.state_seq_get(0))) > 20
-        assert ticks_during(lambda: ctx.state_seq_set(0, blobs[0])) > 20
+        assert most_ticks(lambda: blobs.append(ctx.state_seq_get(0))) > 20
+        assert most_ticks(lambda: ctx.state_seq_set(0, blobs[0])) > 20
 
 
 @pytest.mark.real_model
 def test_loading_lets_other_threads_run(smollm2: Path) -> None:
-    assert ticks_during(lambda: Model(smollm2, check_tensors=True, use_mmap=False)) > 20
+    assert most_ticks(lambda: Model(smollm2, check_tensors=True, use_mmap=False)) > 20
 
 
 def test_a_chain_is_for_one_thread(tiny_model: TinyModelFactory) -> None:

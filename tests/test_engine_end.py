@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine_truth import EXACT, Alone
+from engine_use import wait_for
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, errors
 from llama_runner.core import Context, Model
@@ -121,8 +122,7 @@ def test_a_slice_under_way_stops_for_the_one_that_reads_alone(
     greedy = GenerationParams(max_tokens=8, temperature=0, ignore_eos=True)
     with context, Engine(context, slice_seconds=100) as engine:
         request = engine.submit(long, greedy.replace(timeout=0.5 if how == "timeout" else None))[0]
-        while engine.loop.counters["rows"] == 0:
-            time.sleep(0.001)
+        wait_for(lambda: engine.loop.counters["rows"] or request.job.end_reason)
         if how == "cancelled":
             time.sleep(0.1)
             engine.cancel(request)
@@ -149,8 +149,7 @@ def test_a_slice_of_several_stops_for_one_of_them(tiny_model: TinyModelFactory) 
         with engine.paused():
             request = engine.submit(long, greedy)[0]
             other = engine.submit(short, greedy)[0]
-        while engine.loop.counters["rows"] == 0:
-            time.sleep(0.001)
+        wait_for(lambda: engine.loop.counters["rows"])
         time.sleep(0.1)
         engine.cancel(request)
         until_ended(request)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_use import GREEDY, SLOW, make, prompt, wait_for
+from engine_use import GREEDY, SLOW, make, prompt, slowly, wait_for
 from fixtures_models import TinyModelFactory
 from llama_runner import LlamaRunner
 from llama_runner.errors import (
@@ -39,7 +39,7 @@ def runner(path: Path) -> Iterator[LlamaRunner]:
 def test_gather_is_one_batch(runner: LlamaRunner) -> None:
     async def main() -> list[list[int]]:
         outs = await asyncio.gather(
-            *(runner.agenerate(prompt(20, i), max_tokens=30, **GREEDY) for i in range(8))
+            *(runner.agenerate(prompt(20, i), max_tokens=30, **SLOW) for i in range(8))
         )
         return [out.tokens.tolist() for out in outs]
 
@@ -182,7 +182,10 @@ def test_sequences_of_asyncio(runner: LlamaRunner) -> None:
         branches = seq.fork(8)
         steps = runner.counters.loop["steps"]
         outs = await asyncio.gather(
-            *(branch.agenerate(max_tokens=20, seed=i, ignore_eos=True) for i, branch in enumerate(branches))
+            *(
+                branch.agenerate(max_tokens=20, seed=i, ignore_eos=True, logits_processor=slowly)
+                for i, branch in enumerate(branches)
+            )
         )
         assert runner.counters.loop["steps"] - steps < 100  # one after another it would be 160
         assert len({out.tokens.tobytes() for out in outs}) > 1
@@ -209,8 +212,15 @@ def test_a_pinned_sequence_stays(path: Path) -> None:
         assert runner.counters.cache.bytes_restored == 0
         with pytest.raises(ContextOverflowError, match="pinned"):
             runner.generate(prompt(400, 9), max_tokens=4)
-        seq.unpin()
+        seq.truncate(0)
+        assert seq.pinned
         assert runner.generate(prompt(400, 9), max_tokens=4, **GREEDY).usage.computed_tokens == 400
+        seq.extend(prompt(200))
+        with pytest.raises(ContextOverflowError, match="pinned"):
+            runner.generate(prompt(400, 8), max_tokens=4)
+        seq.unpin()
+        assert not seq.pinned
+        assert runner.generate(prompt(400, 8), max_tokens=4, **GREEDY).usage.computed_tokens == 400
 
 
 # --- what is said

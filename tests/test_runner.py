@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine_use import wait_for
 from llama_runner import Completion, GenerationParams, LlamaRunner, quick
 from llama_runner.core import Model
 from llama_runner.errors import ClosedError, ContextBusyError, ContextOverflowError, InvalidArgumentError
@@ -310,22 +311,19 @@ def test_more_streams_than_sequences_wait_their_turn(smollm2):
         assert streams[0].completion.finish_reason in ("cancelled", "length")
         texts = {"".join(chunk.text for chunk in stream) for stream in streams[1:]}
         assert len(texts) == 1
-        while runner.counters.running:
-            pass
+        wait_for(lambda: not runner.counters.running)
         assert runner.counters.finished == 9
 
 
 def test_a_full_queue_refuses(smollm2):
     with LlamaRunner(smollm2, n_ctx=1024, max_running=1, max_waiting=2) as runner:
         streams = [runner.stream("Once", max_tokens=900, ignore_eos=True)]
-        while not runner.counters.running:
-            pass
+        wait_for(lambda: runner.counters.running)
         streams += [runner.stream("Hello", max_tokens=4) for _ in range(2)]
         with pytest.raises(ContextBusyError, match=r"2 requests are waiting.*max_waiting"):
             runner.generate("Hello", max_tokens=1)
         streams.pop().close()
-        while runner.counters.waiting == 2:
-            pass
+        wait_for(lambda: runner.counters.waiting < 2)
         streams.append(runner.stream("Hello", max_tokens=4))
         streams.pop(0).close()
         assert [len(list(stream)) > 0 for stream in streams] == [True, True]

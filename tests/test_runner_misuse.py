@@ -341,8 +341,12 @@ def test_a_branch_of_another_session(runner: LlamaRunner) -> None:
     ours.add("mine")
     theirs.add("theirs")
     mine = ours.branches.tips[0]
-    with pytest.raises(UnknownMessageError, match="no branch of this session"):
+    with pytest.raises(UnknownMessageError, match="in no branch of this session"):
         ours.checkout(theirs.branches.tips[0])
+    fork = ours.fork()
+    fork.add("more")
+    assert fork.checkout(mine).action == "checkout"
+    assert [message.content for message in fork.messages] == ["mine"]
     assert [message.content for message in ours.messages] == ["mine"]
     ours.rollback(None)
     ours.checkout(mine)

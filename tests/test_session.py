@@ -7,6 +7,7 @@ import gc
 import json
 import pickle
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_wrong_options_change_nothing(runner: LlamaRunner, chat: Session) -> Non
 
 
 def test_a_second_thread_is_refused(chat: Session) -> None:
-    stream = chat.stream("Tell me a long story.", max_tokens=400)
+    stream = chat.stream("Tell me a long story.", max_tokens=400, ignore_eos=True)
     next(stream)
     for call in (
         lambda: chat.send("x"), lambda: chat.stream("x"), chat.fork, chat.plan, lambda: chat.sync([]), chat.gc,
@@ -164,14 +165,14 @@ def test_a_second_thread_is_refused(chat: Session) -> None:
 
 def test_a_reply_that_is_left_stays_as_far_as_it_was_read(chat: Session) -> None:
     said = ""
-    for i, chunk in enumerate(chat.stream("Tell me a long story.", max_tokens=400)):
+    for i, chunk in enumerate(chat.stream("Tell me a long story.", max_tokens=400, ignore_eos=True)):
         said += chunk.text
         if i == 3:
             break
     assert chat.messages[-1].content == said and chat.messages[-1].finish_reason == "cancelled"
     again = chat.send("Go on.", **GREEDY)
     assert again.usage.cached_tokens > again.usage.prompt_tokens - 16
-    with chat.stream("And now?", max_tokens=400) as stream:
+    with chat.stream("And now?", max_tokens=400, ignore_eos=True) as stream:
         next(stream)
     assert not stream.reply.message.complete and stream.reply.usage.completion_tokens >= 1
     n = len(chat)
@@ -181,19 +182,22 @@ def test_a_reply_that_is_left_stays_as_far_as_it_was_read(chat: Session) -> None
     gc.collect()
     assert len(chat) == n
     stream = chat.stream("Stopped from elsewhere.", max_tokens=1500, ignore_eos=True)
-    threading.Timer(0.3, stream.cancel).start()
+    next(stream)
+    threading.Timer(0.2, stream.cancel).start()
     reply = stream.result()
     assert reply.finish_reason == "cancelled" and 0 < reply.usage.completion_tokens < 1500
     assert chat.messages[-1] is reply.message
 
 
 def test_a_reply_of_nothing_leaves_the_session_as_it_was(chat: Session) -> None:
+    begin = time.monotonic()
     chat.send("Hello.", **GREEDY)
+    took = time.monotonic() - begin
     before = chat.to_messages()
     reply = chat.send("word " * 1200, timeout=0.05)
     assert (reply.finish_reason, reply.usage.completion_tokens) == ("timeout", 0)
     assert chat.to_messages() == before
-    cut = chat.send("Tell me a long story.", timeout=0.5, max_tokens=1500, ignore_eos=True)
+    cut = chat.send("Tell me a long story.", timeout=max(0.5, 3 * took), max_tokens=1500, ignore_eos=True)
     assert cut.finish_reason == "timeout" and chat.messages[-1] is cut.message
 
 
@@ -214,13 +218,13 @@ def test_asyncio_is_one_batch(runner: LlamaRunner, chat: Session) -> None:
 
     async def leave() -> None:
         session = chat.fork()
-        async for chunk in session.astream("A long story.", max_tokens=500):
+        async for chunk in session.astream("A long story.", max_tokens=500, ignore_eos=True):
             if chunk.text:
                 break
         await asyncio.sleep(0)
         gc.collect()
         assert session.messages[-1].finish_reason == "cancelled"
-        async with session.astream("More.", max_tokens=500) as stream:
+        async with session.astream("More.", max_tokens=500, ignore_eos=True) as stream:
             await stream.__anext__()
         assert stream.reply.finish_reason == "cancelled" and session.messages[-1] is stream.reply.message
         task = asyncio.create_task(session.asend("And more.", max_tokens=1500, ignore_eos=True))

@@ -92,8 +92,8 @@ def test_a_limit_of_time_is_for_all_parts_of_a_reply(runner: LlamaRunner) -> Non
     for i in range(12):
         session.send(f"{i}", max_tokens=10, **GREEDY)
     began = time.monotonic()
-    reply = session.send("on", max_tokens=100_000, timeout=1.0, logits_processor=slowly, **GREEDY)
-    assert time.monotonic() - began < 1.9 and reply.finish_reason in ("timeout", "length")
+    reply = session.send("on", max_tokens=100_000, timeout=3.0, logits_processor=slowly, **GREEDY)
+    assert time.monotonic() - began < 5.9 and reply.finish_reason in ("timeout", "length")
 
 
 # --- edits

@@ -164,7 +164,7 @@ def test_each_phase_can_be_ended(runner: LlamaRunner) -> None:
                 timer.start()
             began = time.monotonic()
             run = session.run("go", tool_choice="hangs", parallel_tool_calls=False, **GREEDY, **options)
-            assert run.why in (("cancelled",) if by_flag else ("timeout",)) and time.monotonic() - began < 2
+            assert run.why in (("cancelled",) if by_flag else ("timeout",)) and time.monotonic() - began < 8
             assert "".join(m.role[0] for m in session.messages) in ("", "ua", "uat")
             assert not session.busy
             timer.cancel()

@@ -66,10 +66,10 @@ class TestTimeout:
     def test_a_hanging_function(self, stop: threading.Event) -> None:
         begin = time.monotonic()
         result = run_call(validated(hanging(stop)), timeout=0.05)
-        assert time.monotonic() - begin < 1
+        assert time.monotonic() - begin < 8
         assert isinstance(result.error, errors.ToolTimeoutError) and isinstance(result.error, TimeoutError)
         assert result.content == "Error: f did not answer within 0.05 s"
-        assert 0.05 <= result.seconds < 1
+        assert 0.05 <= result.seconds < 8
         assert abandoned_calls() == 1
         stop.set()
         wait_for_no_abandoned()
@@ -382,13 +382,11 @@ def test_ctrl_c_ends_the_wait(stop: threading.Event) -> None:
     main = threading.main_thread().ident
     assert main is not None and threading.current_thread() is threading.main_thread()
     for run in (lambda: run_call(validated(hang)), lambda: run_calls([validated(hang)] * 2)):
-        timer = threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT))
-        timer.start()
         begin = time.monotonic()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - also where it comes before the call
+            threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT)).start()
             run()
-        assert time.monotonic() - begin < 2
-        timer.join()
+        assert time.monotonic() - begin < 10
     assert len(flags) == 3 and all(flag.is_set() for flag in flags)
 
 

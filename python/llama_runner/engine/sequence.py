@@ -64,7 +64,8 @@ class Sequence(Single):
         self._key = engine.prefix_key(adapters)
         self._tokens: Tokens = self._ids(tokens)
         self._logits: Logits | None = None
-        self._pin: Node | None = None
+        self._keeps = False  # between pin() and unpin()
+        self._pin: Node | None = None  # None as well while it has no tokens
         self._params: GenerationParams | None = None
         self._sampler: SamplerChain | None = None
         self.owner = owner
@@ -165,7 +166,7 @@ class Sequence(Single):
     def _set(self, tokens: Tokens) -> None:
         self._tokens = tokens
         self._logits = None
-        if self._pin is not None:
+        if self._keeps:
             self._pin = self._engine.pin(tokens, self._pin, self._key)
 
     # --- what the model makes of it
@@ -302,10 +303,10 @@ class Sequence(Single):
     @property
     def pinned(self) -> bool:
         """Whether ``pin`` keeps its cells."""
-        return self._pin is not None
+        return self._keeps
 
     def pin(self) -> None:
-        """Keep its cells in the KV memory until ``unpin``; computes them where they are not there."""
+        """Keep its cells in the KV memory until ``unpin``, also those to come; computes them where they are not there."""
         if self._pin is None and len(self):
             self.extend(())
             self._pin = self._engine.pin(self._tokens, None, self._key)
@@ -317,9 +318,11 @@ class Sequence(Single):
                     len(self),
                     self._engine.context.n_ctx,
                 )
+        self._keeps = True
 
     def unpin(self) -> None:
         """Let its cells go when room is wanted."""
+        self._keeps = False
         if self._pin is not None:
             self._engine.pin(np.empty(0, dtype=np.int32), self._pin)
             self._pin = None

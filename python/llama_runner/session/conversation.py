@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import uuid
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -78,6 +79,7 @@ class Conversation(Single):
         self._head: Node | None = None
         self._tips: list[Node | None] = []  # where branches end that were left
         self._pinned: set[str] = set()
+        self._tree = uuid.uuid4().hex  # whose branches it takes: its own and those of its forks
         self._log: Tokens = NONE  # its tokens as of the last turn
         self._turn = OneAtATime(
             "a reply of this session is under way, or a thread in one of its methods: it takes one turn at a time, so "
@@ -107,7 +109,7 @@ class Conversation(Single):
 
         ``checkout(branch)`` goes there; ``prune()`` forgets those that were left.
         """
-        return branch_tree(self._tips, self._head)
+        return branch_tree(self._tips, self._head, self._tree)
 
     @property
     def n_tokens(self) -> int:
@@ -263,13 +265,10 @@ class Conversation(Single):
             )
 
     def _own(self, branch: Branch) -> Node | None:
-        """Where a branch of this session ends; UnknownMessageError for another's."""
-        node = branch.node
-        if not any(is_above(node, tip) for tip in (self._head, *self._tips)):
-            raise UnknownMessageError(
-                f"{branch.message!r:.80} ends no branch of this session: take one of branches, as they are now"
-            )
-        return node
+        """Where a branch of this session, or of one that was forked off with it, ends."""
+        if branch.tree != self._tree:
+            raise UnknownMessageError(f"{branch.message!r:.80} is in no branch of this session: see branches")
+        return branch.node
 
     def prune(self) -> int:
         """Forget the branches that were left; returns how many there were."""

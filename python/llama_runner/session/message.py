@@ -115,6 +115,8 @@ class Branch:
     current: bool
     """Whether the conversation as it is now goes through here."""
     node: Node | None = dataclasses.field(repr=False)
+    tree: str = dataclasses.field(repr=False, default="")
+    """Names the sessions whose branch it is: one, and its forks."""
 
     @property
     def tips(self) -> tuple[Branch, ...]:
@@ -152,7 +154,7 @@ class Branch:
         return "\n".join(lines)
 
 
-def branch_tree(tips: Iterable[Node | None], head: Node | None) -> Branch:
+def branch_tree(tips: Iterable[Node | None], head: Node | None, tree: str = "") -> Branch:
     """The tree of all conversations that end in ``tips`` or in ``head``."""
     children: dict[int | None, list[Node]] = {None: []}
     seen: dict[int, Node] = {}
@@ -165,5 +167,5 @@ def branch_tree(tips: Iterable[Node | None], head: Node | None) -> Branch:
     made: dict[int, Branch] = {}
     for node in sorted(seen.values(), key=lambda node: -node.depth):
         below = tuple(made[id(child)] for child in children.get(id(node), ()))
-        made[id(node)] = Branch(node.message, below, id(node) in current, node)
-    return Branch(None, tuple(made[id(node)] for node in children[None]), True, None)
+        made[id(node)] = Branch(node.message, below, id(node) in current, node, tree)
+    return Branch(None, tuple(made[id(node)] for node in children[None]), True, None, tree)

@@ -424,7 +424,7 @@ class Session(Conversation):
         fork.options = self.options
         fork._renderer = self._renderer.copy()
         fork._head, fork._tips, fork._log = self._head, list(self._tips), self._log
-        fork._pinned = set(self._pinned)
+        fork._pinned, fork._tree = set(self._pinned), self._tree
         self.registry.add(fork)
         return fork
 
