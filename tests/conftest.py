@@ -14,7 +14,11 @@ import pytest
 
 # the same examples each time, however slow the machine is; HYPOTHESIS_SEEDED=0 looks for new ones
 hypothesis.settings.register_profile(
-    "suite", deadline=None, derandomize=os.environ.get("HYPOTHESIS_SEEDED") != "0", database=None, print_blob=True
+    "suite",
+    deadline=None,
+    derandomize=os.environ.get("HYPOTHESIS_SEEDED") != "0",
+    database=None,
+    print_blob=True,
 )
 hypothesis.settings.load_profile("suite")
 

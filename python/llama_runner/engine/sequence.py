@@ -306,7 +306,7 @@ class Sequence(Single):
         return self._keeps
 
     def pin(self) -> None:
-        """Keep its cells in the KV memory until ``unpin``, also those to come; computes them where they are not there."""
+        """Keep its cells in the KV memory until ``unpin``, also those to come; computes what is not there."""
         if self._pin is None and len(self):
             self.extend(())
             self._pin = self._engine.pin(self._tokens, None, self._key)
