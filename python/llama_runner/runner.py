@@ -463,8 +463,6 @@ class LlamaRunner(Generating):
         self.close()
 
     def __repr__(self) -> str:
-        return (
-            "<LlamaRunner closed>"
-            if self._closed
-            else f"<LlamaRunner {self.get_context_info()} {self.model!r}>"
-        )
+        if self._closed or self.engine.forked:
+            return f"<LlamaRunner {'closed' if self._closed else 'of another process'}>"
+        return f"<LlamaRunner {self.get_context_info()} {self.model!r}>"

@@ -54,7 +54,9 @@ _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 def _close_all() -> None:
     """At the end of the interpreter, before the loops and contexts go away under their engines."""
     for engine in list(_live):
-        engine.close(spill=False)
+        if engine._own_lock.acquire(timeout=10):  # a daemon thread may be inside paused() for ever
+            engine._own_lock.release()
+            engine.close(spill=False)
 
 
 atexit.register(_close_all)
@@ -322,7 +324,7 @@ class Engine(Single):
         """End a request where it is, within a step; what it has sampled stays. Returns at once. Any thread."""
         request.cancelled = True
         request.job.cancel()
-        if not self._closed and os.getpid() == self._pid:
+        if not self._closed and not self.forked:
             self.loop.wake()
 
     def pin(self, tokens: Tokens, instead_of: Node | None = None, key: Hashable = None) -> Node | None:
@@ -576,6 +578,11 @@ class Engine(Single):
             raise ClosedError("this Engine is closed")
 
     @property
+    def forked(self) -> bool:
+        """Whether it is another process's: this one was forked off that."""
+        return os.getpid() != self._pid
+
+    @property
     def closed(self) -> bool:
         """Whether ``close()`` has been called."""
         return self._closed
@@ -589,7 +596,7 @@ class Engine(Single):
         self._close("closed", "the engine was closed before its turn came", spill)
 
     def _close(self, error: str, why: str, spill: bool = False) -> None:
-        if os.getpid() != self._pid:  # it is the parent's
+        if self.forked:  # it is the parent's
             self._closed = True
             return
         with self._lock:

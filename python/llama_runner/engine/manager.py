@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -18,7 +19,13 @@ class Manager(threading.Thread):
     def __init__(self, engine: Engine) -> None:
         super().__init__(name="llama-runner-engine", daemon=True)
         self._loop = loop = engine.loop
-        self._engine = weakref.ref(engine, lambda gone: loop.wake())
+        pid = os.getpid()
+
+        def wake(gone: object) -> None:
+            if os.getpid() == pid:  # in the child of a fork there is nobody to wake
+                loop.wake()
+
+        self._engine = weakref.ref(engine, wake)
 
     def run(self) -> None:
         timeout: float | None = None

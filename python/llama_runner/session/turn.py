@@ -315,7 +315,7 @@ class _Reading(Single, Generic[S]):
         self._reply = self._turn.cut() or self._reply
 
     def __del__(self) -> None:
-        if hasattr(self, "_stream"):
+        if hasattr(self, "_stream") and not self._turn.session.engine.forked:
             self.close()
 
     @property
