@@ -260,11 +260,11 @@ def test_two_thousand_requests(engine: Engine) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+        while engine.counters.running or engine.counters.waiting:
+            time.sleep(0.001)
     took = time.monotonic() - began
     assert not raised, raised
     assert not engine.closed, f"not all was answered within {PATIENCE} s"
-    while engine.counters.running or engine.counters.waiting:
-        time.sleep(0.001)
     print(f"{REQUESTS} requests in {took:.1f} s: {dict(traffic.ends)}, {engine.counters}")
 
     assert sum(traffic.ends.values()) == REQUESTS

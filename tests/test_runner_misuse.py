@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, LlamaRunner, RunnerPool, Session
 from llama_runner.chat import CancelFlag
 from llama_runner.core import SamplerChain, live_objects
-from llama_runner.engine import Stream
+from llama_runner.engine import Request, Stream
 from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
@@ -98,6 +99,38 @@ def test_a_chain_that_is_in_use_costs_its_own_request_alone(runner: LlamaRunner)
 # --- lookers ---------------------------------------------------------------------------------------------
 
 
+def test_a_python_link_is_for_one_engine_at_a_time(runner: LlamaRunner, tiny_model: TinyModelFactory) -> None:
+    """What another engine checks of a chain changes nothing under the one that samples with it."""
+    sizes = set()
+
+    def see(logits: Any, tokens: Any) -> None:
+        sizes.add(len(logits))
+        time.sleep(0.001)
+
+    chain = SamplerChain().python(see).greedy()
+    params = GenerationParams(max_tokens=60, temperature=0, ignore_eos=True)
+    with make(tiny_model("llama", vocab="bpe")) as other:
+        (first,) = other.engine.submit(prompt(5), params, chain=chain)
+        wait_for(lambda: first.job.progress["n_sampled"])
+        for i in range(5):
+            (second,) = runner.engine.submit(prompt(5, i), params, chain=chain)
+            with pytest.raises(Exception, match="ContextBusyError"):
+                list(Stream(runner.engine, second))
+        assert sum(len(chunk.tokens) for chunk in Stream(other.engine, first)) == 60
+        assert sizes == {other.model.vocab.n_tokens}
+    assert goes_on(runner)
+
+
+def test_a_pin_is_undone_once(runner: LlamaRunner) -> None:
+    sequence = runner.sequence()
+    sequence.pin()
+    sequence.restore(runner.sequence(prompt(50)).snapshot())
+    sequence.pin()
+    sequence.unpin()
+    runner.gc_context(0.0)
+    assert runner.get_context_info().used == 0
+
+
 @pytest.mark.parametrize("look", ["seq_pos_max", "cells", "n_used"])
 def test_a_thread_that_looks_at_the_context(runner: LlamaRunner, look: str) -> None:
     """It may be refused, and the engine is not."""
@@ -121,9 +154,11 @@ def test_a_thread_that_looks_at_the_context(runner: LlamaRunner, look: str) -> N
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        for i in range(40):
+        deadline, i = time.monotonic() + 30, 0
+        while i < 40 or not (seen and refused):
+            assert time.monotonic() < deadline, (seen, refused)
             assert len(runner.generate(prompt(30, i), max_tokens=4, **GREEDY).tokens) == 4
-        wait_for(lambda: seen and refused)
+            i += 1
     finally:
         stop.set()
         thread.join()
@@ -244,10 +279,63 @@ def test_threads_close_together(path: Path) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
+            assert not thread.is_alive()
         assert runner.context.closed
         with pytest.raises(ClosedError):
             list(stream)
+
+
+def test_an_interrupted_close_leaves_nobody_waiting(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = make(path, max_running=1)
+    streams = [runner.stream(prompt(5, i), logits_processor=slowly, **LONG) for i in range(3)]
+    next(streams[0])
+
+    class Loop:
+        """The loop, which is interrupted once as it is closed."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(loop, name)
+
+        def close(self) -> None:
+            runner.engine.loop = loop
+            loop.close()
+            raise KeyboardInterrupt
+
+    loop, runner.engine.loop = runner.engine.loop, Loop()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        runner.close()
+    runner.close()
+    assert runner.model.closed
+    for stream in streams:
+        with pytest.raises(ClosedError):
+            list(stream)
+
+
+def test_a_close_waits_for_another_and_for_itself_not(path: Path, tmp_path: Path) -> None:
+    """What is written to disk by one is not cut off by the other's, nor by a signal handler's."""
+    runner = make(path, n_ctx=512, disk_cache=tmp_path)
+    for i in range(6):
+        runner.generate(prompt(200, i), max_tokens=2, **GREEDY)
+    inside, residency = threading.Event(), runner.engine.residency
+    spill = residency.spill
+
+    def slow() -> None:
+        inside.set()
+        runner.close()  # as a signal handler would
+        assert not runner.context.closed
+        time.sleep(0.5)
+        spill()
+
+    residency.spill = slow  # type: ignore[method-assign]
+    thread = threading.Thread(target=runner.close)
+    thread.start()
+    assert inside.wait(30)
+    runner.close()
+    assert runner.context.closed
+    thread.join(30)
+    with make(path, n_ctx=512, disk_cache=tmp_path) as again:
+        assert again.generate(prompt(200, 5), max_tokens=2, **GREEDY).usage.cached_tokens == 199
 
 
 def test_what_is_dropped_without_close_is_freed(path: Path) -> None:
@@ -262,7 +350,35 @@ def test_what_is_dropped_without_close_is_freed(path: Path) -> None:
     wait_for(lambda: live_objects() == before)
 
 
+def test_a_request_holds_its_engine(path: Path) -> None:
+    def asked(n: int) -> list[Request]:
+        params = GenerationParams(max_tokens=5, temperature=0, ignore_eos=True)
+        runner = make(path, max_running=1)
+        return [runner.engine.submit(prompt(10, i), params)[0] for i in range(n)]
+
+    requests = asked(3)
+    gc.collect()
+    for request in requests:
+        tokens = 0
+        while not request.ended:
+            chunk = request.chunk()
+            assert chunk is not None
+            tokens += len(chunk.tokens)
+        assert tokens == 5
+
+
+def test_a_folder_of_its_own_goes_with_a_dropped_runner(path: Path, tmp_path: Path) -> None:
+    with make(path, disk_cache=tmp_path):
+        second = make(path, disk_cache=tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2
+        del second
+        gc.collect()
+        wait_for(lambda: len(list(tmp_path.iterdir())) == 1)
+
+
 EXITS = {
+    "dropped just before": "del runner",
+    "dropped while it reads": "runner.session(system='long ' * 900).warm(); del runner",
     "reading": "chat = runner.session(system='long ' * 900); warmup = chat.warm()",
     "a stream": "sys.modules['keep'] = stream = runner.stream('a', max_tokens=900, ignore_eos=True); next(stream)",
     "a looker": "threading.Thread(target=look, daemon=True).start()\nrunner.generate('a', max_tokens=20)",
@@ -289,6 +405,34 @@ if pid:
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_keeps_everything_ends_at_once(path: Path) -> None:
+    script = f"""
+import os, sys, threading, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from llama_runner import LlamaRunner
+runner = LlamaRunner({str(path)!r}, n_ctx=4096, n_threads=1)
+there = threading.Event()
+
+def hold():
+    with runner.engine.paused():
+        there.set()
+        time.sleep(2)
+
+thread = threading.Thread(target=hold)
+thread.start()
+there.wait()
+began = time.monotonic()
+pid = os.fork()
+if pid:
+    print(os.waitpid(pid, 0)[1], time.monotonic() - began < 5)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 True\n", "")
 
 
 @pytest.mark.parametrize("how", EXITS)

@@ -140,7 +140,9 @@ def test_three_ways_of_one_conversation(ways: list[Way]) -> None:
     assert calls == TURNS // 2
     print(f"{calls} calls, {len(ways[0].seen)} replies, {ties} near-ties; computed {[way.computed for way in ways]}, "
           f"expected {[way.expected for way in ways]}")  # fmt: skip
-    assert ties <= len(ways[0].seen) / 10  # 3 of 60, in slices of any size; what is no near-tie has failed by now
+    assert (
+        ties <= len(ways[0].seen) / 10
+    )  # 3 of 60, in slices of any size; what is no near-tie has failed by now
     for way in ways:
         assert way.expected <= way.computed <= way.expected + ties * 60
     # in all it is a small part of what sending everything each time would cost

@@ -444,6 +444,8 @@ class LlamaRunner(Generating):
             )
         self._closed = True
         self.engine.close()
+        if not self.engine.ended and not self.engine.forked:
+            return  # whoever is at it goes on; this thread is in its way
         close_when_idle(self.context)
         if self._owns_model:
             close_when_idle(self.model)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from llama_runner._check import check_float
@@ -91,6 +91,6 @@ class AdapterSets:
 
 def pairs_of(adapters: Any) -> list[Any]:
     """Adapters and scales, however they were given; what is in the pairs is not looked at."""
-    if isinstance(adapters, (str, bytes)) or not isinstance(adapters, Iterable):
+    if isinstance(adapters, (str, bytes)) or not isinstance(adapters, (Mapping, Sequence)):
         raise ArgumentTypeError(f"adapters={adapters!r:.60}: a dict of LoraAdapter and scale, or such pairs")
     return list(adapters.items() if isinstance(adapters, Mapping) else adapters)

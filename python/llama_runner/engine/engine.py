@@ -54,7 +54,9 @@ _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 def _close_all() -> None:
     """At the end of the interpreter, before the loops and contexts go away under their engines."""
     for engine in list(_live):
-        if engine._own_lock.acquire(timeout=10):  # a daemon thread may be inside paused() for ever
+        if not engine.forked and engine._own_lock.acquire(
+            timeout=10
+        ):  # a daemon thread may be inside paused() for ever
             engine._own_lock.release()
             engine.close(spill=False)
 
@@ -142,11 +144,13 @@ class Engine(Single):
             self.loop, self.residency, limits, countless=kind == "recurrent", max_running=running
         )
         self._closed = False
-        self._closing = threading.Lock()
-        self._ended = False  # all that closing does has been done
-        _live.add(self)
+        self._closing = threading.RLock()
+        self._closer = 0  # the thread that is at it
+        self.ended = False
+        """Whether all that closing does has been done."""
         self._manager = Manager(self)
         self._manager.start()
+        _live.add(self)
 
     # --- requests
 
@@ -278,6 +282,8 @@ class Engine(Single):
             self._processors[request.processor] = self._processors.get(request.processor, 0) + len(
                 request.group
             )
+        for member in request.group:
+            member.engine = self
         self._inbox.append(request)
         self.loop.wake()
 
@@ -439,6 +445,7 @@ class Engine(Single):
 
     def _give_back(self, request: Request) -> None:
         """Let go of adapters and processors that no request names any more."""
+        request.engine = None
         if request.processor >= 0:
             with self._inbox_lock:
                 self._processors[request.processor] -= 1
@@ -601,28 +608,28 @@ class Engine(Single):
             return
         with self._lock:
             self._closed = True
-        # another thread may be at it, and wait for the manager
-        patience = 0 if threading.current_thread() is self._manager else 10
-        if not self._closing.acquire(timeout=patience):
+        me = threading.get_ident()
+        # who is at it waits for the manager, and for whoever is inside paused(); a signal handler may come in between
+        if self._closer and (me in (self._closer, self._paused_by) or me == self._manager.ident):
             return
-        try:
-            if not self._ended:
-                self._end(error, why, spill)
-                self._ended = True
-        finally:
-            self._closing.release()
+        with self._closing:
+            self._closer = me
+            try:
+                if not self.ended:
+                    self._end(error, why, spill)
+                    self.ended = True
+            finally:
+                self._closer = 0
 
     def _end(self, error: str, why: str, spill: bool) -> None:
-        with self._lock:
-            waiting, self.scheduler.waiting = self.scheduler.waiting, []
-            with self._inbox_lock:
-                waiting += self._inbox
-                self._inbox.clear()
+        with self._lock, self._inbox_lock:
+            for request in [*self.scheduler.waiting, *self._inbox]:
+                for member in request.group:
+                    member.job.finish("error", error, why)
+                    member.announce()
+            self.scheduler.waiting = []
+            self._inbox.clear()
         self.loop.close()
-        for request in waiting:
-            for member in request.group:
-                member.job.finish("error", error, why)
-                member.announce()
         for request in self.scheduler.running.values():
             if not request.job.progress["end"]:  # it had not come to the loop yet, or was out of it
                 request.job.finish("error", error, why)

@@ -26,6 +26,7 @@ class Manager(threading.Thread):
                 loop.wake()
 
         self._engine = weakref.ref(engine, wake)
+        self._let_go = engine.residency.tiers.close
 
     def run(self) -> None:
         timeout: float | None = None
@@ -34,6 +35,7 @@ class Manager(threading.Thread):
             engine = self._engine()
             if engine is None:
                 self._loop.close()
+                self._let_go()
                 return
             try:
                 timeout = engine.attend(events)

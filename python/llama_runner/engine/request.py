@@ -108,6 +108,7 @@ class Request:
         if self.scores:
             self.most = min(self.most, want_from - 1)
         # --- the engine's, under its lock
+        self.engine: object = None  # held while this has not ended: nobody else may have it
         self.seq_id: int | None = None
         self.node: Node | None = None  # pinned while this runs: the part of its tokens that the tree knows
         # a checkpoint to be: after how many tokens, in which sequence

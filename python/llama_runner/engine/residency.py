@@ -5,6 +5,7 @@ Every method wants the decode loop paused and the engine's lock held.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,13 @@ class Residency:
         self.parts = parts
         self.tree = PrefixCache(parts=parts)
         self.counters = CacheCounters()
+        prune = weakref.WeakMethod(self._prune)  # a cycle would keep the context until it is collected
+
+        def lost(node: Node) -> None:
+            found = prune()
+            if found is not None:
+                found(node)
+
         self.tiers = Tiers(
             host_bytes=host_bytes if can_save else 0,
             disk=disk if can_save else None,
@@ -80,7 +88,7 @@ class Residency:
             fingerprint=fingerprint,
             tokens_to=self.tree.tokens_to,
             key_of=self.tree.key_of,
-            lost=self._prune,
+            lost=lost,
         )
         # the last one is where saved states are read into, before their cells are handed on
         self._spare = context.n_seq_max - 1

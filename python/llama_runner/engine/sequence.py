@@ -309,7 +309,7 @@ class Sequence(Single):
         """Keep its cells in the KV memory until ``unpin``, also those to come; computes what is not there."""
         if self._pin is None and len(self):
             self.extend(())
-            self._pin = self._engine.pin(self._tokens, None, self._key)
+            self._pin = self._engine.pin(self._tokens, self._pin, self._key)
             if self._pin is None or not self._pin.resident:
                 self.unpin()
                 raise ContextOverflowError(

@@ -312,10 +312,11 @@ class _Reading(Single, Generic[S]):
 
     def close(self) -> None:
         """End it here: what was read stays; never blocks, and closing twice is no error."""
-        self._reply = self._turn.cut() or self._reply
+        if not self._turn.session.engine.forked:
+            self._reply = self._turn.cut() or self._reply
 
     def __del__(self) -> None:
-        if hasattr(self, "_stream") and not self._turn.session.engine.forked:
+        if hasattr(self, "_stream"):
             self.close()
 
     @property

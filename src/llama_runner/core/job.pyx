@@ -134,7 +134,8 @@ cdef class Job:
             spec.n_stops = <int32_t> len(stops)
             vocab.check_open()
             if chain is not None:
-                chain.check_row(vocab.n_tokens)
+                if not chain.selects or chain.n_vocab not in (0, vocab.n_tokens):
+                    chain.check_row(vocab.n_tokens)  # says so; of one that fits it is begin()'s, since it is used
                 spec.picker = chain.picker
             self.ptr = lr_job_new(&spec, vocab.model.vocab_ptr)
         finally:
@@ -237,6 +238,7 @@ cdef class Job:
         """
         cdef lr_job_output out
         cdef int failed, i, k
+        check_process()
         with nogil:
             failed = lr_job_take(self.ptr, &out)
         if failed:
@@ -267,6 +269,7 @@ cdef class Job:
     def progress(self):
         """Where it is: a dict of counts, of times in µs (0 when it has not come to that), ``end`` and ``error``."""
         cdef lr_job_progress progress
+        check_process()
         with nogil:
             lr_job_look(self.ptr, &progress)
         cdef dict found = progress
@@ -278,6 +281,7 @@ cdef class Job:
     def end_reason(self):
         """Why it ended, or None."""
         cdef lr_job_progress progress
+        check_process()
         with nogil:
             lr_job_look(self.ptr, &progress)
         return ENDS[progress.end]

@@ -235,6 +235,8 @@ cdef class DecodeLoop:
 
     def resume(self):
         """Go on after ``pause``. Arrays of the context's logits that are still held stay as they are."""
+        if lr_forked():  # there is nothing that could go on
+            return
         try:
             if self.context.ptr != NULL:  # the end of the interpreter closes it whoever has it
                 self.context.enter()

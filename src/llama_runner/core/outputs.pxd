@@ -26,6 +26,7 @@ cdef class ContextOutputs:
     cdef llama_memory_t mem  # NULL for models that keep none (encoders)
     cdef lr_guard *guard  # exclusive in every call: one context, one thread
     cdef unsigned long user  # the thread that holds the pause of the loop that the context belongs to; 0: none
+    cdef bint used  # that thread is inside
     cdef readonly Model model  # held: the context reads its weights
     cdef str poisoned  # why the context is unusable, after an abort inside llama.cpp
     cdef lr_facts facts

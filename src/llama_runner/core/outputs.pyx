@@ -99,12 +99,15 @@ cdef class ContextOutputs:
 
     cdef int enter(self) except -1:
         if self.user != 0 and self.user == PyThread_get_thread_ident():
-            # others may look at what is not theirs: whoever it is lent to does not fail for that
+            # others may look at what is not theirs: whoever it is lent to waits for them, and for himself not
+            if self.used:
+                enter_exclusive(self.guard, "context")
             enter_waiting(self.guard, "context")
+            self.used = True
         else:
             enter_exclusive(self.guard, "context")
         if self.ptr == NULL or self.poisoned is not None:
-            lr_guard_end_exclusive(self.guard)
+            self.leave()
             if self.ptr == NULL:
                 raise errors.ClosedError("this Context is closed")
             raise errors.LlamaRuntimeError(
@@ -114,6 +117,7 @@ cdef class ContextOutputs:
         return 0
 
     cdef void leave(self) noexcept:
+        self.used = False
         lr_guard_end_exclusive(self.guard)
 
     cdef int check_seq(self, seq_id) except -1:

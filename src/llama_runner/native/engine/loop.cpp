@@ -176,6 +176,7 @@ void lr_engine::stop() {
         stopping = true;
         work.notify_all();
     }
+    std::lock_guard<std::mutex> one(joining);
     if (!thread.joinable()) {
         return;
     }

@@ -44,6 +44,7 @@ struct lr_engine {
     bool                    stranded = false;
 
     std::thread thread;
+    std::mutex  joining;  // several may stop it at the same time
 
     // --- the thread's own, or of whoever has paused it
     struct adapter_set {
