@@ -260,7 +260,7 @@ def test_two_thousand_requests(engine: Engine) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        while engine.counters.running or engine.counters.waiting:
+        while not engine.closed and (engine.counters.running or engine.counters.waiting):
             time.sleep(0.001)
     took = time.monotonic() - began
     assert not raised, raised

@@ -103,9 +103,12 @@ def test_a_python_link_is_for_one_engine_at_a_time(runner: LlamaRunner, tiny_mod
     """What another engine checks of a chain changes nothing under the one that samples with it."""
     sizes = set()
 
+    refused = threading.Event()
+
     def see(logits: Any, tokens: Any) -> None:
         sizes.add(len(logits))
-        time.sleep(0.001)
+        if len(tokens) > 3:
+            refused.wait(30)
 
     chain = SamplerChain().python(see).greedy()
     params = GenerationParams(max_tokens=60, temperature=0, ignore_eos=True)
@@ -116,6 +119,7 @@ def test_a_python_link_is_for_one_engine_at_a_time(runner: LlamaRunner, tiny_mod
             (second,) = runner.engine.submit(prompt(5, i), params, chain=chain)
             with pytest.raises(Exception, match="ContextBusyError"):
                 list(Stream(runner.engine, second))
+        refused.set()
         assert sum(len(chunk.tokens) for chunk in Stream(other.engine, first)) == 60
         assert sizes == {other.model.vocab.n_tokens}
     assert goes_on(runner)
@@ -354,10 +358,16 @@ def test_a_request_holds_its_engine(path: Path) -> None:
     def asked(n: int) -> list[Request]:
         params = GenerationParams(max_tokens=5, temperature=0, ignore_eos=True)
         runner = make(path, max_running=1)
-        return [runner.engine.submit(prompt(10, i), params)[0] for i in range(n)]
+        return [runner.engine.submit(prompt(10, i), params, logits_processor=waits)[0] for i in range(n)]
+
+    dropped = threading.Event()
+
+    def waits(tokens: Any, logits: Any) -> None:
+        dropped.wait(30)
 
     requests = asked(3)
     gc.collect()
+    dropped.set()
     for request in requests:
         tokens = 0
         while not request.ended:

@@ -445,7 +445,6 @@ class Engine(Single):
 
     def _give_back(self, request: Request) -> None:
         """Let go of adapters and processors that no request names any more."""
-        request.engine = None
         if request.processor >= 0:
             with self._inbox_lock:
                 self._processors[request.processor] -= 1
@@ -606,40 +605,54 @@ class Engine(Single):
         if self.forked:  # it is the parent's
             self._closed = True
             return
+        # whoever is at it waits for the manager, and for who holds the lock: these two must not wait for him. A signal
+        # handler may come in anywhere
+        waits = threading.current_thread() is self._manager or self._own_lock._is_owned()  # type: ignore[attr-defined]
         with self._lock:
             self._closed = True
-        me = threading.get_ident()
-        # who is at it waits for the manager, and for whoever is inside paused(); a signal handler may come in between
-        if self._closer and (me in (self._closer, self._paused_by) or me == self._manager.ident):
+        if self._closer == threading.get_ident():
             return
-        with self._closing:
-            self._closer = me
+        if not waits:
+            with self._closing:
+                self._end_once(error, why, spill)
+        elif self._closing.acquire(blocking=False):
             try:
-                if not self.ended:
-                    self._end(error, why, spill)
-                    self.ended = True
+                self._end_once(error, why, spill)
             finally:
-                self._closer = 0
+                self._closing.release()
+
+    def _end_once(self, error: str, why: str, spill: bool) -> None:
+        try:
+            self._closer = threading.get_ident()
+            if not self.ended:
+                self._end(error, why, spill)
+                self.ended = True
+        finally:
+            self._closer = 0
 
     def _end(self, error: str, why: str, spill: bool) -> None:
         with self._lock, self._inbox_lock:
-            for request in [*self.scheduler.waiting, *self._inbox]:
-                for member in request.group:
-                    member.job.finish("error", error, why)
-                    member.announce()
+            waiting = [*self.scheduler.waiting, *self._inbox]
+            for member in (each for request in waiting for each in request.group):
+                member.job.finish("error", error, why)
+        self.loop.close()
+        with self._lock, self._inbox_lock:
+            for request in self.scheduler.running.values():
+                if not request.job.progress["end"]:  # it had not come to the loop yet, or was out of it
+                    request.job.finish("error", error, why)
+            ended = [each for request in waiting for each in request.group]
+            for member in (*ended, *self.scheduler.running.values()):
+                member.engine = None
+                member.announce()
             self.scheduler.waiting = []
             self._inbox.clear()
-        self.loop.close()
-        for request in self.scheduler.running.values():
-            if not request.job.progress["end"]:  # it had not come to the loop yet, or was out of it
-                request.job.finish("error", error, why)
-            request.announce()
         if threading.current_thread() is not self._manager:
             self._manager.join(timeout=10)
         with self._lock:
             if spill:
                 self._spill()
             self.residency.tiers.close()
+            self.scheduler.running.clear()
 
     def _spill(self) -> None:
         """What is cached goes to disk; requests that were cut off count as well."""

@@ -37,6 +37,8 @@ class Manager(threading.Thread):
                 self._loop.close()
                 self._let_go()
                 return
+            if engine.closed:  # whoever closes it may hold its lock, and wait for this thread
+                return
             try:
                 timeout = engine.attend(events)
             except BaseException as error:
@@ -44,6 +46,6 @@ class Manager(threading.Thread):
                 if not engine.give_up(error):
                     raise
                 return
-            if engine.closed or "stopped" in events:
+            if "stopped" in events:
                 return
             del engine

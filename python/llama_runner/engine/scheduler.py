@@ -496,6 +496,7 @@ class Scheduler:
                 self.inter_token.add(span / (progress["n_sampled"] - 1))
                 self.inter_token.worst = max(self.inter_token.worst, progress["worst_gap_us"] / 1e6)
         self._ended.append(request)
+        request.engine = None
         request.announce()
 
     def take_ended(self) -> list[Request]:

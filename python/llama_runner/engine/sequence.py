@@ -167,7 +167,7 @@ class Sequence(Single):
         self._tokens = tokens
         self._logits = None
         if self._keeps:
-            self._pin = self._engine.pin(tokens, self._pin, self._key)
+            self._pin_at(tokens)
 
     # --- what the model makes of it
 
@@ -309,7 +309,7 @@ class Sequence(Single):
         """Keep its cells in the KV memory until ``unpin``, also those to come; computes what is not there."""
         if self._pin is None and len(self):
             self.extend(())
-            self._pin = self._engine.pin(self._tokens, self._pin, self._key)
+            self._pin_at(self._tokens)
             if self._pin is None or not self._pin.resident:
                 self.unpin()
                 raise ContextOverflowError(
@@ -324,8 +324,12 @@ class Sequence(Single):
         """Let its cells go when room is wanted."""
         self._keeps = False
         if self._pin is not None:
-            self._engine.pin(np.empty(0, dtype=np.int32), self._pin)
-            self._pin = None
+            self._pin_at(np.empty(0, dtype=np.int32))
+
+    def _pin_at(self, tokens: Tokens) -> None:
+        """Pin what is cached of these, and no longer what was pinned: that is over whatever happens."""
+        before, self._pin = self._pin, None
+        self._pin = self._engine.pin(tokens, before, self._key)
 
     def __del__(self) -> None:
         pin = getattr(self, "_pin", None)

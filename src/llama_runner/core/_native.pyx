@@ -146,11 +146,11 @@ cdef int enter_exclusive(lr_guard *guard, str what) except -1:
 
 
 cdef int enter_waiting(lr_guard *guard, str what) except -1:
-    """As ``enter_exclusive``, for who goes first: others are let out, as long as they take less than ten minutes."""
+    """As ``enter_exclusive``, for who goes first: others are let out, as long as they take less than a minute."""
     cdef bool entered
     check_process()
     with nogil:
-        entered = lr_guard_wait_exclusive(guard, 600_000_000)
+        entered = lr_guard_wait_exclusive(guard, 60_000_000)
     return 0 if entered else enter_exclusive(guard, what)
 
 

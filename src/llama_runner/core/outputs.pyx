@@ -102,7 +102,8 @@ cdef class ContextOutputs:
             # others may look at what is not theirs: whoever it is lent to waits for them, and for himself not
             if self.used:
                 enter_exclusive(self.guard, "context")
-            enter_waiting(self.guard, "context")
+            else:
+                enter_waiting(self.guard, "context")
             self.used = True
         else:
             enter_exclusive(self.guard, "context")
