@@ -71,6 +71,16 @@ def test_dropping_goes_on_until_nothing_may_go(runner: LlamaRunner) -> None:
         session.send("third " * 300)
 
 
+def test_a_reply_in_parts_is_parsed_as_a_whole(runner: LlamaRunner) -> None:
+    """Only its last part was."""
+    session = runner.session(template=PLAIN, on_full="drop")
+    for i in range(8):
+        session.send(f"{i}", max_tokens=20, **GREEDY)
+    reply = session.send("go", regex="(ab){60}", temperature=0)
+    assert reply.receipt is not None, "the context was not full in the middle of it"
+    assert reply.parsed == reply.text == "ab" * 60
+
+
 def test_results_are_not_parted_from_their_calls(runner: LlamaRunner) -> None:
     """Room was made by dropping the turn whose call was answered."""
     session = runner.session(template=CALLS, tools=[look], on_full="drop")
