@@ -46,7 +46,11 @@ def flash_attn(request: pytest.FixtureRequest) -> bool:
 
 @pytest.fixture(scope="module")
 def runner(smollm2: Path, flash_attn: bool):
-    with LlamaRunner(smollm2, n_ctx=N_CTX, n_threads=2, flash_attn=flash_attn) as made:
+    # upstream reads a prompt in one batch: no slow moment of the machine may have it read here in several
+    with LlamaRunner(smollm2, n_ctx=N_CTX, n_threads=2, flash_attn=flash_attn, slice_seconds=100) as made:
+        made.generate(
+            "word " * 60, max_tokens=1
+        )  # what a row costs is known then, and a slice as long as it may be
         yield made
 
 
@@ -79,7 +83,11 @@ def test_at_least_ten_prompts():
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt[:16].strip().replace("\n", " "))
 def test_equal_to_llama_completion(runner, smollm2, llama_completion, flash_attn, prompt):
     runner.clear_context()  # a cached prefix would be computed in other batches than upstream's
+    steps = runner.engine.counters.loop["steps"]
     ours = runner.generate(prompt, max_tokens=N_TOKENS, temperature=0, logprobs=2)
+    assert runner.engine.counters.loop["steps"] - steps == len(
+        ours.tokens
+    )  # of which the first read all of the prompt
     theirs = upstream(llama_completion, smollm2, prompt, flash_attn)
     at = first_difference(runner, ours, theirs)
     if at is not None:
