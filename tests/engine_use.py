@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_runner import Completion, LlamaRunner
+from llama_runner.engine import Request
 
 Tokens = np.ndarray[Any, np.dtype[np.int32]]
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
@@ -39,6 +40,16 @@ def assert_same(outs: list[Completion], alone: list[Completion]) -> None:
 def prompt(n: int, seed: int = 0) -> Tokens:
     """Random tokens that are no end of anything."""
     return np.random.default_rng(seed).integers(270, 440, n).astype(np.int32)
+
+
+def read_all(request: Request) -> list[int]:
+    """The tokens of a request that no stream reads, to its end."""
+    tokens: list[int] = []
+    while not request.ended:
+        chunk = request.chunk()
+        assert chunk is not None
+        tokens += chunk.tokens
+    return tokens
 
 
 def wait_for(condition: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_use import GREEDY, SLOW, make, prompt, slowly, wait_for
+from engine_use import GREEDY, SLOW, make, prompt, read_all, slowly, wait_for
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, LlamaRunner
 from llama_runner.engine import Stream, exhaust
@@ -176,12 +176,7 @@ def test_an_event_loop_is_told_of_the_end_alone(path: Path) -> None:
             )
             if whole:
                 request.job.read_whole()
-            tokens = 0
-            while not request.ended:
-                chunk = request.chunk()
-                assert chunk is not None
-                tokens += len(chunk.tokens)
-            assert tokens == 40
+            assert len(read_all(request)) == 40
             wait_for(lambda: told)
             return len(told)
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine_use import GREEDY, make, prompt, slowly, wait_for
+from engine_use import GREEDY, make, prompt, read_all, slowly, wait_for
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, LlamaRunner, RunnerPool, Session
 from llama_runner.chat import CancelFlag
@@ -369,12 +369,7 @@ def test_a_request_holds_its_engine(path: Path) -> None:
     gc.collect()
     dropped.set()
     for request in requests:
-        tokens = 0
-        while not request.ended:
-            chunk = request.chunk()
-            assert chunk is not None
-            tokens += len(chunk.tokens)
-        assert tokens == 5
+        assert len(read_all(request)) == 5
 
 
 def test_a_folder_of_its_own_goes_with_a_dropped_runner(path: Path, tmp_path: Path) -> None:

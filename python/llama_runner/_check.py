@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from llama_runner.errors import ArgumentTypeError, ForkedProcessError, InvalidArgumentError
@@ -17,6 +18,7 @@ __all__ = [
     "check_name",
     "check_path",
     "check_process",
+    "check_prompts",
     "check_text",
 ]
 
@@ -113,6 +115,12 @@ def check_path(value: Any, name: str = "path", *, absolute: bool = True) -> str:
     if "\0" in path:
         raise InvalidArgumentError(f"{name}={value!r}: it has a NUL character")
     return os.path.abspath(path) if absolute else path
+
+
+def check_prompts(value: Any) -> None:
+    """ArgumentTypeError for what is one prompt, or none, where several are asked for."""
+    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
+        raise ArgumentTypeError(f"prompts is an iterable of prompts, not {value!r:.60}: generate() takes one")
 
 
 def check_process(pid: int, what: str) -> None:

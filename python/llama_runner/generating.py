@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_int
+from llama_runner._check import check_int, check_prompts
 from llama_runner._single import Single
 from llama_runner.core import Model
 from llama_runner.core.vocab import as_tokens
@@ -264,8 +264,5 @@ class Generating(Single):
         return tokens
 
     def _all_tokens(self, prompts: Iterable[Prompt]) -> list[npt.NDArray[np.int32]]:
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
-            raise ArgumentTypeError(
-                f"prompts is an iterable of prompts, not {prompts!r:.60}: generate() takes one"
-            )
+        check_prompts(prompts)
         return [self._tokens(prompt) for prompt in prompts]

@@ -194,7 +194,6 @@ class LlamaRunner(Generating):
         self._template: ChatTemplate | None = None
         self._sessions = Registry()
         self._lock = threading.RLock()
-        self._pid = os.getpid()
         self._closed = False
 
     def _default_n_seq_max(self, n_ctx: int) -> int:
@@ -451,7 +450,7 @@ class LlamaRunner(Generating):
             close_when_idle(self.model)
 
     def _check_open(self) -> None:
-        check_process(self._pid, "LlamaRunner")
+        check_process(self.engine.pid, "LlamaRunner")
         if self._closed:
             raise ClosedError("this LlamaRunner is closed")
 

@@ -95,7 +95,7 @@ class Engine(Single):
         pace: float = 2.5,
     ) -> None:
         self._closed = True
-        self._pid = os.getpid()
+        self.pid = os.getpid()  # the process that it works in
         check_int("n_seq_max", context.n_seq_max, 2, 256)
         self.context = context
         self.vocab = context.model.vocab
@@ -573,20 +573,20 @@ class Engine(Single):
 
         Take it in a ``with`` statement: no interrupt comes between taking this very object and the block.
         """
-        check_process(self._pid, "Engine")  # there a thread that is gone may hold it for ever
+        check_process(self.pid, "Engine")  # there a thread that is gone may hold it for ever
         if self.loop.inside:
             raise ContextBusyError("this is a logits processor: the engine waits for it and answers nothing")
         return self._own_lock
 
     def _check_open(self) -> None:
-        check_process(self._pid, "Engine")
+        check_process(self.pid, "Engine")
         if self._closed:
             raise ClosedError("this Engine is closed")
 
     @property
     def forked(self) -> bool:
         """Whether it is another process's: this one was forked off that."""
-        return os.getpid() != self._pid
+        return os.getpid() != self.pid
 
     @property
     def closed(self) -> bool:

@@ -17,11 +17,10 @@ from typing import Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
-from llama_runner._check import check_float, check_int, check_process
+from llama_runner._check import check_float, check_int, check_process, check_prompts
 from llama_runner._single import Single
 from llama_runner.engine.stream import HomeEvent, waker
 from llama_runner.errors import (
-    ArgumentTypeError,
     ClosedError,
     ContextBusyError,
     WorkerDiedError,
@@ -193,10 +192,7 @@ class WorkerRunner(Single):
         """Generate for many prompts together; as ``LlamaRunner.generate_many``."""
         settings = GenerationParams.from_kwargs(params, kwargs, where="generate_many()")
         check_int("n", n, 1, 2**31 - 1)
-        if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Iterable):
-            raise ArgumentTypeError(
-                f"prompts is an iterable of prompts, not {prompts!r:.60}: generate() takes one"
-            )
+        check_prompts(prompts)
         if n > 1:
             given = {"params": settings, "n": n, **routing(priority, owner)}
             found = cast("list[Completion]", self._call("generate_many", list(prompts), **given))
