@@ -488,6 +488,40 @@ def test_unbounded_generations_give_way_when_the_memory_is_full(path: Path) -> N
         assert runner.counters.preemptions > 0
 
 
+def test_room_that_was_found_meanwhile_is_not_looked_for_again(path: Path) -> None:
+    """Two that are held back in one step may ask twice: the second time there is nothing to be done."""
+    with make(path) as runner:
+        low, high = (runner.stream(prompt(60, i), max_tokens=100, priority=i, **SLOW) for i in range(2))
+        next(low), next(high)
+        with runner.engine.paused():
+            runner.engine.scheduler.relieve()
+        assert [len([t for c in s for t in c.tokens]) for s in (low, high)] == [99, 99]
+        assert runner.counters.preemptions == 0
+        alone = runner.stream(prompt(60, 2), max_tokens=None, stop_tokens=[], **SLOW)
+        next(alone)
+        runner.clear_context()
+        with runner.engine.paused():
+            runner.engine.scheduler.relieve()
+        for _ in range(5):
+            next(alone)
+        alone.close()
+
+
+def test_one_that_had_no_room_is_tried_again_before_it_ends(path: Path) -> None:
+    with make(path) as runner:
+        stream = runner.stream(prompt(60), max_tokens=100, **SLOW)
+        next(stream)
+        runner.engine.loop._fail_next(1, 1)
+        assert sum(len(chunk.tokens) for chunk in stream) == 99
+        assert runner.counters.loop["failed_decodes"] == 1
+        stream = runner.stream(prompt(60), max_tokens=100, **SLOW)
+        next(stream)
+        runner.engine.loop._fail_next(1, 1000)
+        with pytest.raises(ContextOverflowError, match="1024 cells is full"):
+            list(stream)
+        runner.engine.loop._fail_next(0, 0)
+
+
 def test_a_sequence_may_fill_the_context(path: Path) -> None:
     with make(path, n_ctx=512) as runner:
         seq = runner.sequence(prompt(512))

@@ -119,6 +119,7 @@ class Request:
         self.sharing = False  # waits for another that reads the same
         self.queued = False  # its time in the queue has been counted
         self.preempted = 0
+        self.held_back_at = -1  # cells that it held when there was no room, with nothing that could go
         self.cancelled = False
         self.submitted = time.perf_counter()
         self.admitted = 0.0

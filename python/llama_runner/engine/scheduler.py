@@ -459,13 +459,22 @@ class Scheduler:
 
     def relieve(self) -> None:
         """The memory is full in the middle of generations: evict, else the last to come gives way."""
+        if not self.loop.counters["n_stalled"]:
+            return  # whatever wanted room has been seen to since, or has ended
         if not self.residency.evict_one():
             order = sorted(self.running.values(), key=lambda r: (r.priority, -r.tag))
             if len(order) > 1:
                 self.preempt(order[0])
-            elif order:
+            elif order and not self._tries_again(order[0]):
                 self._end_full(order[0])
         self.loop.unstall()
+
+    @staticmethod
+    def _tries_again(request: Request) -> bool:
+        """Whether it has not been held back here before: what has gone since it was may have left room."""
+        held = int(request.job.progress["n_resident"])
+        again, request.held_back_at = request.held_back_at != held, held
+        return again
 
     def _end_full(self, request: Request) -> None:
         """It has the memory to itself, with what is pinned, and that is full: the end of the context has come early."""

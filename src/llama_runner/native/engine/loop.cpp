@@ -46,6 +46,11 @@ void lr_engine::raise(int what) {
     events_changed.notify_all();
 }
 
+void lr_engine::count_jobs() {
+    counters.n_jobs    = (int32_t) jobs.size();
+    counters.n_stalled = (int32_t) std::count_if(jobs.begin(), jobs.end(), [](lr_job * job) { return job->stalled; });
+}
+
 // --- the thread
 
 void lr_engine::run() {
@@ -81,8 +86,7 @@ void lr_engine::run() {
             lock.lock();
         }
         stepping = false;
-        counters.n_jobs = (int32_t) jobs.size();
-        counters.n_stalled = (int32_t) std::count_if(jobs.begin(), jobs.end(), [](lr_job * job) { return job->stalled; });
+        count_jobs();
         if (pauses > 0) {
             halted.notify_all();
         }
@@ -277,7 +281,7 @@ int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags) {
     };
     for (auto * list : {&engine->jobs, &engine->inbox}) {
         if (const int32_t n = taken(*list)) {
-            engine->counters.n_jobs = (int32_t) engine->jobs.size();
+            engine->count_jobs();
             return n;
         }
         for (lr_job * leader : *list) {
@@ -302,7 +306,7 @@ void lr_engine_end(lr_engine * engine, lr_job * job, int32_t how, int32_t error,
     engine->end(job, (lr_job_end) how, (lr_job_error) error, why);
     std::lock_guard<std::mutex> lock(engine->mutex);
     job->stalled = false;  // so that the next step lets go of it
-    engine->counters.n_stalled = 0;
+    engine->count_jobs();
     engine->work.notify_all();
 }
 
@@ -311,7 +315,7 @@ void lr_engine_unstall(lr_engine * engine) {
     for (lr_job * job : engine->jobs) {
         job->stalled = false;
     }
-    engine->counters.n_stalled = 0;
+    engine->count_jobs();
     engine->work.notify_all();
 }
 

@@ -14,7 +14,9 @@ struct lr_engine {
 
     void run();
     void stop();
-    void raise(int events);  // the caller holds `mutex`
+    // the caller of these two holds `mutex`
+    void raise(int events);
+    void count_jobs();
 
     llama_context *        ctx;
     llama_memory_t         memory;
