@@ -15,6 +15,7 @@ import pytest
 
 from engine_account import verify
 from engine_truth import EXACT, Alone, Tokens
+from engine_use import slowly
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, errors
 from llama_runner.core import Context, Model
@@ -383,7 +384,8 @@ def test_a_restart_finds_what_was_computed(engine_of: EngineFactory, kind: str, 
 def test_preempted_outputs_are_the_same_and_counted(engine_of: EngineFactory, kind: str) -> None:
     engine = engine_of(kind, host_cache_bytes=0)
     alone = Alone(engine.context.model)
-    (request,) = submit(engine, A, B, max_tokens=180, logprobs=0)
+    params = GenerationParams(max_tokens=180, logprobs=0, temperature=0, ignore_eos=True)
+    (request,) = engine.submit(np.concatenate([A, B]), params, logits_processor=slowly)
     for _ in range(4):
         seen = request.job.progress["n_sampled"]
         until(lambda: request.job.progress["n_sampled"] > seen or request.job.end_reason, "a token")  # noqa: B023

@@ -49,9 +49,9 @@ def harmless(tokens: list[Tokens], logits: np.ndarray) -> None:
 
 def resident_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith("RssAnon"):
             return int(line.split()[1]) << 10
-    raise AssertionError("no VmRSS")
+    raise AssertionError("no RssAnon")
 
 
 def has_proc() -> bool:

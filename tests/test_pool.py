@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -604,6 +605,7 @@ def test_a_fork_is_refused(paths, pools):
         checkout = pool.get("a")
         pid = os.fork()
         if pid == 0:
+            signal.alarm(60)
             try:
                 with pytest.raises(ForkedProcessError):
                     pool.get("a")

@@ -639,6 +639,7 @@ def test_one_turn_at_a_time(worker):
 def test_a_fork_leaves_it_alone(tiny_worker):
     pid = os.fork()
     if pid == 0:
+        signal.alarm(60)
         try:
             for call in (tiny_worker.generate, tiny_worker.stream, tiny_worker.generate_stateful):
                 with pytest.raises(ForkedProcessError):
