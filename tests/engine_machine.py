@@ -314,7 +314,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert np.array_equal(np.concatenate([request.prompt, out.tokens]), tokens)
         assert len(out.tokens) == usage.completion_tokens <= request.limit
         if out.finish_reason == "length" and len(out.tokens) < request.limit:
-            assert self.engine.scheduler.bounded(request) is False, "it ended before its time"
+            assert self.engine.scheduler.demand.bounded(request) is False, "it ended before its time"
         self.alone[live.adapted].check(request.prompt, out, greedy=live.greedy)
 
     @precondition(lambda self: hasattr(self, "engine"))

@@ -215,7 +215,7 @@ class Engine(Single):
         room = self.context.n_ctx - length
         if max_tokens is not None and max_tokens <= room:
             return max_tokens
-        quota = self.scheduler.quotas.get(owner) if isinstance(owner, str) else None
+        quota = self.scheduler.demand.quotas.get(owner) if isinstance(owner, str) else None
         return room if quota is None else max(1, min(room, quota // n - length))
 
     def feed(
@@ -250,21 +250,21 @@ class Engine(Single):
 
     def _enqueue(self, request: Request) -> None:
         """Hand a request to the manager; the caller holds the lock of the inbox."""
-        scheduler = self.scheduler
+        scheduler, demand = self.scheduler, self.scheduler.demand
         if request.owner is not None and not isinstance(request.owner, str):
             raise ArgumentTypeError(
                 f"owner={request.owner!r:.60}: it is a str, the name that a quota goes by"
             )
-        quota = scheduler.quotas.get(request.owner) if request.owner is not None else None
-        cells = scheduler.need(request) * len(request.group)
+        quota = demand.quotas.get(request.owner) if request.owner is not None else None
+        cells = demand.need(request) * len(request.group)
         if quota is not None and cells > quota:
             raise ContextOverflowError(
                 f"it may come to {cells} cells, and the quota of {request.owner!r} is {quota}: make max_tokens smaller",
                 cells,
                 quota,
             )
-        together = scheduler.need_together(request)
-        if together > self.context.n_ctx and not scheduler.countless:
+        together = demand.need_together(request)
+        if together > self.context.n_ctx and not demand.countless:
             raise ContextOverflowError(
                 f"{len(request.group)} generations of a prompt of {len(request.prompt)} tokens may come to {together} "
                 f"cells, and the context has {self.context.n_ctx}: make n or max_tokens smaller, or n_ctx larger",
@@ -352,14 +352,21 @@ class Engine(Single):
             finally:
                 if instead_of is not None:
                     self.residency.unpin(instead_of)
+                    if self.scheduler.waiting and not self._closed:
+                        self.loop.wake()
 
     def unpin_soon(self, node: Node) -> None:
         """Undo a pin, without waiting for anything: for what is collected in the middle of no matter what."""
         self._unpinned.append(node)
+        if not self._closed and not self.forked:
+            self.loop.wake()
 
-    def _unpin_dropped(self) -> None:
+    def _unpin_dropped(self) -> bool:
+        """Undo these pins; whether there were any."""
+        any_there = bool(self._unpinned)
         while self._unpinned:
             self.residency.unpin(self._unpinned.popleft())
+        return any_there
 
     @contextlib.contextmanager
     def _paused(self) -> Iterator[Context]:
@@ -401,9 +408,9 @@ class Engine(Single):
         with self._lock:
             if self._closed:
                 return None
-            self._unpin_dropped()
-            self.scheduler.expire()
-            self._collect(events)
+            freed = self._unpin_dropped()
+            expired = self.scheduler.expire()
+            self._collect(events, freed or expired)
             first = self.scheduler.next_deadline()
         return None if first is None else max(0.0, first - time.perf_counter())
 
@@ -417,14 +424,15 @@ class Engine(Single):
         self.close()
         return told
 
-    def _collect(self, events: set[str]) -> None:
+    def _collect(self, events: set[str], room: bool) -> None:
+        """``room``: whether there may be some for what waits, whatever the events."""
         scheduler = self.scheduler
         for job in self.loop.ready():
             request = scheduler.running.get(job.progress["tag"])
             if request is not None:
                 request.announce()
         new = self._take_inbox()
-        if new or events & {"ended", "room"} or ("wake" in events and scheduler.waiting):
+        if new or events & {"ended", "room"} or ((room or "wake" in events) and scheduler.waiting):
             with self._paused():
                 scheduler.settle_marks()
                 if "room" in events:
@@ -551,9 +559,9 @@ class Engine(Single):
     def evict_down_to(self, cells: int) -> tuple[int, int]:
         """Evict prefixes that nobody uses until at most ``cells`` are used; cells used before and after."""
         with self.paused():
-            before = after = self.scheduler.cells_used()
+            before = after = self.scheduler.demand.used()
             while after > cells and self.residency.evict_one():
-                after = self.scheduler.cells_used()
+                after = self.scheduler.demand.used()
             return before, after
 
     def forget(self, tokens: Tokens, *, adapters: Adapters | None = None) -> None:

@@ -119,7 +119,8 @@ class Request:
         self.sharing = False  # waits for another that reads the same
         self.queued = False  # its time in the queue has been counted
         self.preempted = 0
-        self.held_back_at = -1  # cells that it held when there was no room, with nothing that could go
+        self.held_back_at = -1  # how far it had come when there was no room, with nothing that could go
+        self.grant: int | None = None  # cells of its owner's quota, before it asks for more
         self.cancelled = False
         self.submitted = time.perf_counter()
         self.admitted = 0.0
@@ -144,6 +145,21 @@ class Request:
         """It and its followers."""
         return [self, *self.followers]
 
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of its prompt and those that it has sampled."""
+        return int(self.job.progress["n_tokens"])
+
+    @property
+    def n_resident(self) -> int:
+        """How many of them are in the memory."""
+        return int(self.job.progress["n_resident"])
+
+    @property
+    def unread(self) -> bool:
+        """Whether it is a follower that waits for another to read their prompt."""
+        return self.follows and not self.n_resident and not self.job.progress["fed_us"]
+
     def lead(self, followers: list[Request]) -> None:
         """Have others share what is computed for this one's prompt."""
         self.followers = followers
@@ -157,9 +173,13 @@ class Request:
 
         Of the prompt's tokens that it had not got to by then, others may have computed some more meanwhile.
         """
+        self.leader = None
+        if self.follows:  # until now: what it has computed itself, it had not cached
+            self.follows = False
+            self.cached_tokens = int(self.job.progress["n_reached"] - self.job.progress["n_computed"])
         if self.admitted:
             skipped = min(cached, len(self.prompt)) - int(self.job.progress["n_reached"])
-            if skipped > 0 and not self.follows:
+            if skipped > 0:
                 self.cached_tokens += skipped
             return
         self.admitted = time.perf_counter()

@@ -8,13 +8,14 @@ from __future__ import annotations
 import heapq
 import time
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from llama_runner.core import DecodeLoop
 from llama_runner.engine.counters import Times
+from llama_runner.engine.demand import Demand
 from llama_runner.engine.prefix import Match, common_length
 from llama_runner.engine.request import Request
 from llama_runner.engine.residency import Attached, Residency
@@ -23,9 +24,6 @@ from llama_runner.errors import LlamaRunnerError
 __all__ = ["Scheduler"]
 
 Tokens = npt.NDArray[np.int32]
-# cells set aside for a generation without max_tokens, always that many ahead of it: what is more is found when it comes
-# to that, or another gives way
-UNBOUNDED_RESERVE = 256
 WORTH_WAITING = 16  # tokens that another is about to compute for both
 WORTH_A_MARK = 16  # tokens that a checkpoint saves the next prompt that begins alike
 
@@ -46,11 +44,10 @@ class Scheduler:
         self.residency = residency
         self.memory = residency.memory
         self.n_ctx = loop.context.n_ctx
-        self.quotas = quotas
-        self.countless = countless  # a state a sequence, however long it is: cells do not count
         self.max_running = max_running
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
+        self.demand = Demand(residency, self.running, quotas, countless=countless)
         self._last_turns: dict[str | None, int] = {}  # of owners that have something waiting or running
         self._n_turns = 0
         self._ended: list[Request] = []
@@ -68,9 +65,10 @@ class Scheduler:
         """When the first of those that wait runs out of time, by ``time.perf_counter``."""
         return min((r.deadline for r in self.waiting if r.deadline is not None), default=None)
 
-    def expire(self) -> None:
-        """End those that wait and are cancelled, or out of time."""
+    def expire(self) -> bool:
+        """End those that wait and are cancelled, or out of time; whether there were any."""
         now = time.perf_counter()
+        n_ended = len(self._ended)
         for request in list(self.waiting):
             late = request.deadline is not None and request.deadline <= now
             if not late and not any(member.cancelled for member in request.group):
@@ -85,67 +83,46 @@ class Scheduler:
             if left:
                 left[0].lead(left[1:])
                 self.push(left[0])
+        return len(self._ended) > n_ended
 
     def end(self, request: Request, how: str, error: str | None = None, why: str = "") -> None:
         """End a request that is not in the loop."""
         request.job.finish(how, error, why)
         self.note_end(request)
 
-    # --- cells
-
-    def need(self, request: Request) -> int:
-        """Cells that a request may come to hold."""
-        whole = len(request.prompt) + request.limit
-        if self.bounded(request):
-            return whole
-        fair = max(1, (self.n_ctx - len(request.prompt)) // request.siblings)
-        return min(whole, int(request.job.progress["n_tokens"]) + min(UNBOUNDED_RESERVE, fair))
-
-    def need_together(self, request: Request) -> int:
-        """Cells that a request and its followers, which share its prompt, may come to hold."""
-        each = self.need(request) - len(request.prompt)
-        return len(request.prompt) + each * len(request.group)
-
-    def bounded(self, request: Request) -> bool:
-        """Whether it said how many tokens it wants, and not just as many as the context holds."""
-        most = request.params.max_tokens
-        return most is not None and len(request.prompt) + most <= self.n_ctx
-
-    def cells_used(self) -> int:
-        """Cells that hold something; the loop is paused."""
-        return 0 if self.countless else int(self.memory.n_used)
-
-    def promised(self) -> int:
-        """Cells that running requests have not taken yet, and may."""
-        return sum(
-            max(0, self.need(request) - int(request.job.progress["n_resident"]))
-            for request in self.running.values()
-        )
-
-    def over_quota(self, request: Request) -> bool:
-        """Whether the owner's running requests leave no room for this one."""
-        quota = self.quotas.get(request.owner) if request.owner is not None else None
-        if quota is None:
-            return False
-        used = sum(self.need(other) for other in self.running.values() if other.owner == request.owner)
-        return used + self.need(request) * len(request.group) > quota
+    # --- room
 
     def _make_room(self, cells: int) -> bool:
-        while self.cells_used() + cells > self.n_ctx - self.promised():
+        def lacking() -> bool:
+            return self.demand.used() + cells > self.n_ctx - self.demand.promised()
+
+        if lacking() and not self.demand.could_hold(cells):
+            return False
+        while lacking():
             if not self.residency.evict_one():
                 return False
         return True
 
     def _find_room(self, request: Request, cells: int) -> bool:
-        if self.countless or self._make_room(cells):
+        if self.demand.countless or self._make_room(cells):
             return True
-        for other in sorted(self.running.values(), key=lambda r: (r.priority, -r.tag)):
-            if other.priority >= request.priority:
-                break
+        weaker = self._weaker(request)
+        if not weaker or not self.demand.could_hold(cells, weaker):
+            return False
+        for other in weaker:
             self.preempt(other)
             if self._make_room(cells):
                 return True
         return False
+
+    def _weaker(self, request: Request) -> list[Request]:
+        """Those running that give way to a request, the first to do so first."""
+        return self._in_turn(other for other in self.running.values() if other.priority < request.priority)
+
+    @staticmethod
+    def _in_turn(requests: Iterable[Request]) -> list[Request]:
+        """The lowest priority gives way first, and of these the last to come."""
+        return sorted(requests, key=lambda request: (request.priority, -request.tag))
 
     # --- admission, while the loop is paused
 
@@ -187,11 +164,13 @@ class Scheduler:
 
     def _admit(self) -> None:
         for request in self._turns():
-            full = self.running and len(self.running) + len(request.group) > self.max_running
-            if full and not self._gives_way(request):
+            weaker = self._in_the_way(request)
+            if weaker is None:
                 break
-            if self.over_quota(request) or self._shares_soon(request):
+            if self.demand.over_quota(request) or self._shares_soon(request):
                 continue
+            for other in weaker:
+                self.preempt(other)
             self.waiting.remove(request)
             try:
                 started = self._start(request)
@@ -211,13 +190,23 @@ class Scheduler:
                 self.push(request)
                 break
 
-    def _gives_way(self, request: Request) -> bool:
-        """Of as many as may run together, whether one of a lower priority has made place for this one."""
-        last = max(self.running.values(), key=lambda r: (-r.priority, r.tag))
-        if last.priority >= request.priority:
-            return False
-        self.preempt(last)
-        return True
+    def _in_the_way(self, request: Request) -> list[Request] | None:
+        """Where as many run as may, those of a lower priority that make place for it; None where there are too few.
+
+        None as well where there would be no room for it with all of them out.
+        """
+        too_many = len(self.running) + len(request.group) - self.max_running
+        if too_many <= 0 or not self.running:
+            return []
+        weaker = self._weaker(request)
+        if len(weaker) < too_many:
+            return None
+        if not self.demand.countless:
+            found = self.residency.tree.match(request.job.tokens, request.key)
+            cells = self.demand.need_together(request) - self.residency.usable(found, request.most)[1]
+            if not self.demand.could_hold(cells, weaker):
+                return None
+        return weaker[:too_many]
 
     def _known(self, request: Request, tokens: Tokens) -> Match:
         """What is known of a request's tokens, what running ones have read until now included."""
@@ -264,12 +253,15 @@ class Scheduler:
         tokens = request.job.tokens
         most = request.most
         known, _ = self.residency.usable(self.residency.tree.match(tokens, request.key), most)
-        for other in self.running.values():
-            if other.key != request.key or other.priority < request.priority:
-                continue
-            held = int(other.job.progress["n_resident"])
-            common = min(common_length(other.prompt, tokens), most)
-            if common - max(held, known) < WORTH_WAITING:
+        alike = [
+            (other, min(common_length(other.prompt, tokens), most))
+            for other in self.running.values()
+            if other.key == request.key and not other.unread
+        ]
+        if self.residency.parts:
+            known = max([known, *(min(common, other.n_resident) for other, common in alike)])
+        for other, common in alike:
+            if other.priority < request.priority or common - max(other.n_resident, known) < WORTH_WAITING:
                 continue
             if not self.residency.parts and not self._mark(other, common):
                 continue
@@ -314,16 +306,23 @@ class Scheduler:
         found = self._known(request, tokens)
         differs = found.differs_from
         ready: tuple[list[int], Attached] | str = ""
-        for keep in (True, False):
-            # where nothing runs that could make room, even what it would have been spared has to go
-            ready = self._prepare(request, tokens, most, keep=keep)
+        endless = not self.demand.bounded(request)
+        # where nothing runs that could make room, even what it would have been spared has to go; and what has no end
+        # goes on for as long as there is room
+        for keep, least in ((True, False), (False, False), (True, True), (False, True)):
+            if least and not endless:
+                break
+            ready = self._prepare(request, tokens, most, keep=keep, least=least)
             if not isinstance(ready, str):
                 break
             if self.running:
                 return False
         if isinstance(ready, str):
             for member in request.group:
-                self.end(member, "error", "no_room", ready)
+                if endless and member.job.progress["n_sampled"]:
+                    self.end(member, "length")
+                else:
+                    self.end(member, "error", "no_room", ready)
             return True
         seqs, attached = ready
         followers = request.followers
@@ -346,11 +345,11 @@ class Scheduler:
         return True
 
     def _prepare(
-        self, request: Request, tokens: Tokens, most: int, *, keep: bool
+        self, request: Request, tokens: Tokens, most: int, *, keep: bool, least: bool
     ) -> tuple[list[int], Attached] | str:
         """Room and sequences for a request and its followers, what is known attached to the first; or why not.
 
-        ``keep``: what it may use is not evicted for its sake.
+        ``keep``: what it may use is not evicted for its sake. ``least``: room for a token each is enough.
         """
         found = self.residency.tree.match(tokens, request.key)
         usable = self.residency.usable(found, most)[1] if keep else 0
@@ -358,18 +357,18 @@ class Scheduler:
         anchor.pins += 1
         seqs: list[int] = []
         try:
-            cells = self.need_together(request) - usable
+            want = self.demand.least_together if least else self.demand.need_together
+            cells = want(request) - usable
             if not self._find_room(request, cells):
                 return (
-                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which {self.cells_used()} are "
-                    "in use and pinned: clear_context() frees the conversation's; or make n_ctx larger, or n and "
-                    "max_tokens smaller"
+                    f"{cells} more cells are needed and the context has {self.n_ctx}, of which "
+                    f"{self.demand.used()} are in use and pinned: clear_context() frees the conversation's; or make "
+                    "n_ctx larger, or n and max_tokens smaller"
                 )
             for _ in request.group:
                 seq_id = self.residency.take_seq()
                 if seq_id is None:
-                    for taken in seqs:
-                        self.residency.release(taken)
+                    self._release(seqs)
                     return (
                         f"{len(request.group)} sequences are needed and too few of "
                         f"{self.residency.context.n_seq_max} are not "
@@ -378,15 +377,24 @@ class Scheduler:
                 seqs.append(seq_id)
             # it may have been cut in two meanwhile, or gone
             found = self.residency.tree.match(tokens, request.key)
-            return seqs, self.residency.attach(seqs[0], found, most)
+            try:
+                return seqs, self.residency.attach(seqs[0], found, most)
+            except BaseException:
+                self._release(seqs[1:])
+                raise
         finally:
             self.residency.unpin(anchor)
+
+    def _release(self, seqs: list[int]) -> None:
+        for seq_id in seqs:
+            self.residency.release(seq_id)
 
     def _place(self, request: Request, seq_id: int, n_resident: int) -> None:
         request.seq_id = seq_id
         self.residency.busy.add(seq_id)
         self.loop.place(request.job, seq_id, n_resident)
         self.running[request.tag] = request
+        self.demand.grant(request)
         if not request.queued:
             request.queued = True
             self.queue.add(request.admitted - request.submitted)
@@ -412,22 +420,25 @@ class Scheduler:
         Those that wait for it to read their prompt come along; one of these alone loses the others.
         """
         taken = [self.running.pop(job.progress["tag"]) for job in self.loop.take_out(request.job)]
+        if not taken:
+            return
+        request.lead(taken[1:])
+        self.push(request)  # before what may fail: closing answers those that wait
         for member in taken:
             member.note_preempted()
-            self._settle(member)
             member.preempted += 1
             self.preemptions += 1
-        if taken:
-            request.lead(taken[1:])
-            self.push(request)
+            self._settle(member)
+            member.announce()  # what it has to say the loop will not tell any more
 
     def _settle(self, request: Request) -> None:
         """Write what the request's sequence holds into the tree, or give the sequence back."""
         assert request.seq_id is not None
         self._settle_mark(request)
         seq_id, request.seq_id = request.seq_id, None
+        request.grant = None
         self.residency.busy.discard(seq_id)
-        held = int(request.job.progress["n_resident"])
+        held = request.n_resident
         sound = held > 0 and self.memory.seq_pos_max(seq_id) + 1 == held
         self.residency.settle(seq_id, request.job.tokens[: held if sound else 0], request.key)
         self._unpin(request)
@@ -458,27 +469,46 @@ class Scheduler:
                     self.note_end(request)
 
     def relieve(self) -> None:
-        """The memory is full in the middle of generations: evict, else the last to come gives way."""
+        """See to those that are held back: by their owner's quota, or since the memory is full."""
         if not self.loop.counters["n_stalled"]:
             return  # whatever wanted room has been seen to since, or has ended
-        if not self.residency.evict_one():
-            order = sorted(self.running.values(), key=lambda r: (r.priority, -r.tag))
-            if len(order) > 1:
-                self.preempt(order[0])
-            elif order and not self._tries_again(order[0]):
-                self._end_full(order[0])
+        asking = [r for r in self.running.values() if r.grant is not None and r.n_tokens > r.grant]
+        for request in asking:
+            self._grant(request)
+        if not asking:
+            self._relieve_memory()
         self.loop.unstall()
+
+    def _grant(self, request: Request) -> None:
+        """Let it have more of its owner's quota; where that is used up, the last of the owner's to come gives way."""
+        owned = self._in_turn(other for other in self.running.values() if other.owner == request.owner)
+        for last in owned:
+            if request.tag not in self.running or self.demand.grant(request):
+                return
+            self.preempt(last)
+
+    def _relieve_memory(self) -> None:
+        """Evict, else the last to come gives way."""
+        if self.residency.evict_one():
+            return
+        # those that wait for another to read their prompt hold nothing, and come along with that
+        order = self._in_turn(request for request in self.running.values() if not request.unread)
+        if len(order) > 1:
+            self.preempt(order[0])
+        elif order and not self._tries_again(order[0]):
+            self._end_full(order[0])
 
     @staticmethod
     def _tries_again(request: Request) -> bool:
         """Whether it has not been held back here before: what has gone since it was may have left room."""
-        held = int(request.job.progress["n_resident"])
-        again, request.held_back_at = request.held_back_at != held, held
+        progress = request.job.progress
+        come = int(progress["n_computed"] + progress["n_sampled"])
+        again, request.held_back_at = request.held_back_at != come, come
         return again
 
     def _end_full(self, request: Request) -> None:
         """It has the memory to itself, with what is pinned, and that is full: the end of the context has come early."""
-        if request.job.progress["n_sampled"] and not self.bounded(request):
+        if request.job.progress["n_sampled"] and not self.demand.bounded(request):
             self.loop.end(request.job, "length")
         else:
             why = f"the context of {self.n_ctx} cells is full and holds nothing else that could go"

@@ -385,7 +385,7 @@ class Session(Conversation):
 
     def _make_room(self, turn: Turn) -> bool:
         """Drop the oldest turns under a reply that is under way; False where that gives no room."""
-        most = self._most() - len(turn.read) - 1
+        most = min(self._most(), len(turn.tokens) + len(turn.read)) - len(turn.read) - 1
         if most < 1:
             return False
         try:

@@ -124,22 +124,27 @@ class Turn:
         )
 
     def goes_on(self, completion: Completion) -> bool:
-        """Whether the context ended before the reply did, and room was made for the rest; ``submit`` it then.
+        """Whether memory or a quota ended before the reply did, and room was made for the rest; ``submit`` it then.
 
         Raises ContextOverflowError where the session's policy is to have no half replies.
         """
         session = self.session
         n_ctx = session.engine.context.n_ctx
-        full = completion.finish_reason == "length" and len(self.tokens) + len(self.read) >= n_ctx
         wanted = self.params.max_tokens is None or len(self.read) < self.params.max_tokens
-        if not full or not wanted or session.on_full == "stop":
+        if completion.finish_reason != "length" or not wanted or session.on_full == "stop":
             return False
+        held = len(self.tokens) + len(self.read)
         if session.on_full == "error":
+            full = (
+                f"the context of {n_ctx} tokens was"
+                if held >= n_ctx
+                else "what is left of its owner's quota, or of the context beside what is pinned, was"
+            )
             raise ContextOverflowError(
-                f"the context of {n_ctx} tokens was full after {len(self.read)} tokens of the reply; the session is as "
-                "it was: gc() it, make n_ctx larger, or choose another on_full",
-                len(self.tokens) + len(self.read) + 1,
-                n_ctx,
+                f"{full} full after {len(self.read)} tokens of the reply; the session is as it was: gc() it, make "
+                "n_ctx or the quota larger, or choose another on_full",
+                held + 1,
+                min(held, n_ctx),
             )
         if not session._make_room(self):
             return False

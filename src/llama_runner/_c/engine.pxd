@@ -139,6 +139,7 @@ cdef extern from "engine/engine.h" nogil:
     void lr_job_place(lr_job *job, int32_t seq_id, int32_t n_resident)
     void lr_job_mark(lr_job *job, int32_t at, int32_t seq_id)
     void lr_job_watch(lr_job *job, int32_t at)
+    void lr_job_hold(lr_job *job, int32_t at)
     void lr_job_end_now(lr_job *job, int32_t end, int32_t error, const char *why)
     void lr_engine_end(lr_engine *engine, lr_job *job, int32_t how, int32_t error, const char *why)
     void lr_engine_unstall(lr_engine *engine)

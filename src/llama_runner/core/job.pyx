@@ -18,6 +18,7 @@ from llama_runner._c.engine cimport (
     lr_job_end_now,
     lr_job_error_text,
     lr_job_free,
+    lr_job_hold,
     lr_job_look,
     lr_job_mark,
     lr_job_new,
@@ -297,6 +298,13 @@ cdef class Job:
     def watch(self, at):
         """Before it is added, or while the loop is paused: wake the loop's ``wait`` once ``at`` tokens are resident."""
         lr_job_watch(self.ptr, check_int("at", at, 1, INT32_MAX))
+
+    def hold(self, at):
+        """Before it is added, or while the loop is paused: hold it back, as for want of room, at ``at`` tokens; 0: never.
+
+        The loop's ``wait`` says "room" then. The last of the tokens is not in the memory.
+        """
+        lr_job_hold(self.ptr, check_int("at", at, 0, INT32_MAX))
 
     @property
     def raised(self):

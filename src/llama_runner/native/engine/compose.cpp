@@ -7,7 +7,8 @@
 namespace {
 
 constexpr int32_t MIN_SLICE  = 8;     // rows; reading goes on however slow the machine is
-constexpr int32_t FIRST      = 64;    // rows that are read while nothing is measured yet
+constexpr int32_t BLOCK      = 64;    // rows that ggml's attention on the CPU computes together; fewer it computes one by one, which is slower
+constexpr int32_t FIRST      = BLOCK; // rows that are read while nothing is measured yet
 constexpr double  STOPPABLE  = 2.5;   // slices in one, where a cancel stops it: longer ones cost less a row
 constexpr int32_t MOST_AHEAD = 128;  // tokens that an answer without an end in sight is taken to have
 constexpr int     SET_STEPS  = 4;     // steps with one set of adapters while jobs with another wait
@@ -20,7 +21,12 @@ constexpr double  SMOOTHING  = 0.25;  // weight of the newest measurement
 bool lr_engine::choose(members & sampling, members & feeding) {
     members runnable;
     for (lr_job * job : jobs) {
-        if (job->progress.end == LR_END_NONE && !job->stalled) {
+        if (job->progress.end != LR_END_NONE || job->stalled) {
+            continue;
+        }
+        if (job->hold_at > 0 && (int32_t) job->tokens.size() >= job->hold_at) {
+            hold_back(job);
+        } else {
             runnable.push_back(job);
         }
     }
@@ -49,7 +55,7 @@ bool lr_engine::choose(members & sampling, members & feeding) {
 
 // Whoever wants no more than the whole of an answer waits for those that came with it: all are read, in large slices, and then
 // sample in the same steps. Not for longer than sampling takes it, nor for what it has overtaken or what came later.
-bool lr_engine::hold_back(const members & sampling, const members & feeding) const {
+bool lr_engine::waits_for(const members & sampling, const members & feeding) const {
     const double together = own_time(sampling.size() + feeding.size());
     return std::all_of(sampling.begin(), sampling.end(), [&](const lr_job * job) {
         int64_t reading = 0;
@@ -60,7 +66,7 @@ bool lr_engine::hold_back(const members & sampling, const members & feeding) con
             }
         }
         const int32_t ahead = std::min(job->max_tokens - job->n_sampled(), MOST_AHEAD);
-        return reading > 0 && (double) reading * row_us <= ahead * together;
+        return reading > 0 && (double) reading * block_row_us() <= ahead * together;
     });
 }
 
@@ -75,7 +81,7 @@ void lr_engine::take_turns(members & sampling, members & feeding) {
     watched.clear();
     const auto paced = [&](const lr_job * job) { return keeps_pace(job, feeding); };
     if (!sampling.empty() && !feeding.empty() && std::none_of(sampling.begin(), sampling.end(), paced)) {
-        if (hold_back(sampling, feeding) || (stoppable && !read_only)) {
+        if (waits_for(sampling, feeding) || (stoppable && !read_only)) {
             waiting.swap(sampling);
         } else if (stoppable) {
             feeding.clear();
@@ -145,17 +151,29 @@ void lr_engine::measure(int32_t n_sampling, int32_t n_fed, int64_t took) {
         own_us[n_sampling] = blend(own_us[n_sampling], (double) took);
     } else if (n_sampling > 0) {
         // what reading makes dearer for the others, too, counts as its own; what is known of those may be too much
-        mixed_row_us = blend(mixed_row_us, std::max({1.0, row_us, ((double) took - own_time(n_sampling)) / n_fed}));
+        const double alone = row_us[n_fed + n_sampling >= BLOCK];
+        mixed_row_us = blend(mixed_row_us, std::max({1.0, alone, ((double) took - own_time(n_sampling)) / n_fed}));
     }
-    if (n_fed >= MIN_SLICE && (n_sampling == 0 || row_us <= 0)) {
-        row_us = blend(row_us, n_sampling == 0 ? (double) took / n_fed : mixed_row_us);
+    if (n_fed >= MIN_SLICE && (n_sampling == 0 || block_row_us() <= 0)) {
+        double & few = row_us[0], & block = row_us[1];
+        double & seen = n_fed >= BLOCK ? block : few;
+        seen = blend(seen, n_sampling == 0 ? (double) took / n_fed : mixed_row_us);
+        // what is known of the other may be from another depth, or of a slow moment; it would not be seen again
+        if (n_fed < BLOCK && block > 0) {
+            block = std::min(block, few);
+        }
     }
     std::lock_guard<std::mutex> lock(mutex);
     counters.rows_fed += n_fed - n_forced;
     counters.rows_forced += n_forced;
     counters.rows_sampled += n_sampling;
     counters.step_us = n_fed == 0 ? own_us[n_sampling] : counters.step_us;
-    counters.row_us  = row_us;
+    counters.row_us  = block_row_us();
+}
+
+// What a row costs that is read in a block, in µs, as far as is known; 0 where nothing is.
+double lr_engine::block_row_us() const {
+    return row_us[1] > 0 ? row_us[1] : row_us[0];
 }
 
 // How long a step takes in which so many sample and nothing is read, in µs; 0 where nothing is known. Of other numbers the
@@ -173,14 +191,30 @@ double lr_engine::own_time(size_t n_sampling) const {
     return 0;
 }
 
+// How many rows a step has that only reads: whole blocks, and where a cancel stops it the nearest number of them.
+int32_t lr_engine::slice_rows() const {
+    const bool   stops  = !watched.empty();
+    const double slice  = config.slice_us * (stops ? STOPPABLE : 1);
+    const double blocks = std::min(slice / block_row_us() / BLOCK, 1e6);
+    const auto   whole  = (int32_t) (stops ? blocks + 0.5 : blocks);
+    if (whole > 0) {
+        return whole * BLOCK;
+    }
+    const double row = row_us[0] > 0 ? row_us[0] : row_us[1];
+    return std::clamp((int32_t) (slice / row), MIN_SLICE, BLOCK - 1);
+}
+
 // How many rows may be read in a step next to those that sample.
 int32_t lr_engine::feed_budget(const members & sampling, const members & feeding) const {
     const int32_t room = config.n_batch - std::max(batch.n_tokens, (int32_t) sampling.size());
-    if (row_us <= 0) {
+    if (block_row_us() <= 0) {
         return std::min(room, FIRST);
     }
-    const double slice = config.slice_us * (watched.empty() ? 1 : STOPPABLE);
-    const double row   = !sampling.empty() && mixed_row_us > 0 ? mixed_row_us : row_us;
+    if (sampling.empty()) {
+        return std::min(room, slice_rows());
+    }
+    const double slice = (double) config.slice_us;
+    const double row   = mixed_row_us > 0 ? mixed_row_us : block_row_us();
     // who began to sample after the first of them came has no pace yet that it could keep
     const int64_t came  = feeding.front()->created_us;
     const bool    paced = std::any_of(sampling.begin(), sampling.end(), [&](const lr_job * job) {

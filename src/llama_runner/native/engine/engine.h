@@ -159,7 +159,7 @@ LR_API void lr_engine_add(lr_engine * engine, lr_job * job);
 // the follower's, and both sample from the same logits. Before the leader is added.
 LR_API void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job);
 // While paused: takes a job out where it stands, to be placed and added again later, with the followers that still wait for
-// it; what it was to mark and to watch is forgotten. Writes their tags, its own first, and returns how many, of at most 256; 0
+// it; what it was to mark and to watch, and where to hold, is forgotten. Writes their tags, its own first, and returns how many, of at most 256; 0
 // when it has ended meanwhile.
 LR_API int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags);
 // Of a job that is in no engine: where its tokens are now, and how many of them.
@@ -169,6 +169,9 @@ LR_API void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident);
 LR_API void lr_job_mark(lr_job * job, int32_t at, int32_t seq_id);
 // LR_EVENT_WAKE is raised once, when its first `at` tokens are resident. While it is in no engine, or that is paused.
 LR_API void lr_job_watch(lr_job * job, int32_t at);
+// It is held back, as for want of room, once it has `at` tokens, of which the last is not in the memory then; 0: no more. While
+// it is in no engine, or that is paused.
+LR_API void lr_job_hold(lr_job * job, int32_t at);
 // Ends it.
 LR_API void lr_job_end_now(lr_job * job, int32_t end, int32_t error, const char * why);
 // While paused: ends a job, with an error of the caller's such as LR_ERROR_NO_ROOM where `how` is LR_END_ERROR.
@@ -190,7 +193,7 @@ LR_API char * lr_engine_poisoned(lr_engine * engine, bool * stranded);
 enum lr_event {
     LR_EVENT_ENDED   = 1,  // jobs have ended
     LR_EVENT_OUTPUT  = 2,  // jobs with `notify` have output
-    LR_EVENT_ROOM    = 4,  // the memory is getting full
+    LR_EVENT_ROOM    = 4,  // jobs are held back
     LR_EVENT_WAKE    = 8,  // lr_engine_wake was called
     LR_EVENT_STOPPED = 16, // the engine has stopped
 };

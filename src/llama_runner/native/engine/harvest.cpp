@@ -28,13 +28,15 @@ void lr_engine::harvest(const members & those) {
         job->n_resident += job->step_rows;
         // what was given, or sampled and lost again
         const int32_t known = std::max(job->n_fed, job->n_reached);
-        if (first < known) {
-            std::lock_guard<std::mutex> lock(job->mutex);
-            job->progress.n_computed += std::min(job->n_resident, known) - first;
-            job->progress.n_resident = job->n_resident;
-            job->progress.n_reached  = std::max(job->n_reached, job->n_resident);
-        }
         job->n_reached = std::max(job->n_reached, job->n_resident);
+        {
+            std::lock_guard<std::mutex> lock(job->mutex);
+            job->progress.n_resident = job->n_resident;
+            if (first < known) {
+                job->progress.n_computed += std::min(job->n_resident, known) - first;
+                job->progress.n_reached = job->n_reached;
+            }
+        }
         if (first < job->n_fed) {
             harvest_fed(job, job->first_row, first);
         }

@@ -242,6 +242,10 @@ void lr_job_watch(lr_job * job, int32_t at) {
     }
 }
 
+void lr_job_hold(lr_job * job, int32_t at) {
+    job->hold_at = at;
+}
+
 int32_t lr_job_stop_index(lr_job * job) {
     std::lock_guard<std::mutex> lock(job->mutex);
     return job->progress.end == LR_END_NONE ? -1 : job->stops.stopped();

@@ -48,6 +48,7 @@ struct lr_job {
     bool                     stalled = false;
     uint64_t                 arrival = 0;
     int32_t                  mark_at = 0, mark_seq = 0, watch_at = 0;
+    int32_t                  hold_at = 0;  // tokens, with which it is held back; 0: goes on
     lr::stop_matcher         stops;
     std::vector<lr_job *>    followers;  // references held
 

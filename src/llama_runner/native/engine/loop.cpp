@@ -267,6 +267,12 @@ int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags) {
         if (found == list.end()) {
             return 0;
         }
+        {
+            std::lock_guard<std::mutex> own(job->mutex);
+            if (job->progress.end != LR_END_NONE) {
+                return 0;
+            }
+        }
         list.erase(found);
         int32_t n = 0;
         tags[n++] = job->tag;
@@ -275,7 +281,7 @@ int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags) {
             follower->drop();
         }
         job->followers.clear();
-        job->mark_at = job->watch_at = 0;
+        job->mark_at = job->watch_at = job->hold_at = 0;
         job->drop();
         return n;
     };

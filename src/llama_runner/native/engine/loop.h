@@ -70,7 +70,7 @@ private:
     members  waiting;  // of those that could sample, who does not take part in this step
     members  watched;  // whose end stops this step under way
     double   own_us[257] = {};  // measured, by how many sample: a step without reading
-    double   row_us = 0, mixed_row_us = 0;  // and a row that is read, without and with those that sample
+    double   row_us[2] = {}, mixed_row_us = 0;  // and a row that is read: without those that sample, by whether a block's; with them
 
     // the batch
     std::vector<llama_token>    tokens;
@@ -108,10 +108,13 @@ private:
     int32_t choose_set(const members & runnable) const;
     bool    activate(int32_t set, std::string & error);
     bool    keeps_pace(const lr_job * job, const members & feeding) const;
-    bool    hold_back(const members & sampling, const members & feeding) const;
+    bool    waits_for(const members & sampling, const members & feeding) const;
+    void    hold_back(lr_job * job);
     void    take_turns(members & sampling, members & feeding);
+    int32_t slice_rows() const;
     int32_t feed_budget(const members & sampling, const members & feeding) const;
     double  own_time(size_t n_sampling) const;
+    double  block_row_us() const;
     void    measure(int32_t n_sampling, int32_t n_fed, int64_t took);
     void    compose(const members & sampling, const members & feeding);
     void    put(lr_job * job, int32_t n_rows);

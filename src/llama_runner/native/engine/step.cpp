@@ -171,14 +171,18 @@ void lr_engine::compute_or_split(const members & sampling, const members & feedi
     fail(those, code, error);
 }
 
+// Python decides: let it go on, evict or preempt for it, or give up on it.
+void lr_engine::hold_back(lr_job * job) {
+    job->stalled = true;
+    std::lock_guard<std::mutex> lock(mutex);
+    raise(LR_EVENT_ROOM);
+}
+
 // A job that failed alone.
 void lr_engine::fail(const members & those, int code, const std::string & error) {
     for (lr_job * job : those) {
         if (code == 1) {
-            // Python decides: evict, preempt, or give up on it
-            job->stalled = true;
-            std::lock_guard<std::mutex> lock(mutex);
-            raise(LR_EVENT_ROOM);
+            hold_back(job);
         } else if (code != 2) {  // 2: stopped by an abort() from outside; the next step tries again
             end(job, LR_END_ERROR, code == -2 ? LR_ERROR_MEMORY : LR_ERROR_DECODE,
                 error.empty() ? "llama_decode returned " + std::to_string(code) : error);

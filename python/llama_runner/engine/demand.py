@@ -1,0 +1,141 @@
+"""``Demand``: how many cells requests hold, are promised, and may come to want.
+
+Every method wants the engine's lock held and the loop paused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+
+from llama_runner.engine.prefix import Node
+from llama_runner.engine.request import Request
+from llama_runner.engine.residency import Residency
+
+__all__ = ["Demand"]
+
+# cells set aside for a generation without max_tokens, always that many ahead of it: what is more is found when it comes
+# to that, or another gives way
+UNBOUNDED_RESERVE = 256
+WORTH_A_GRANT = 16  # cells of a quota; for fewer an owner's other request gives way
+
+
+class Demand:
+    """Counts cells for the scheduler, whose ``running`` requests it looks at."""
+
+    def __init__(
+        self, residency: Residency, running: Mapping[int, Request], quotas: dict[str, int], *, countless: bool
+    ) -> None:
+        self.residency = residency
+        self.n_ctx = residency.context.n_ctx
+        self.running = running
+        self.quotas = quotas
+        self.countless = countless  # a state a sequence, however long it is: cells do not count
+
+    # --- one request
+
+    def bounded(self, request: Request) -> bool:
+        """Whether it said how many tokens it wants, and not just as many as the context holds."""
+        most = request.params.max_tokens
+        return most is not None and len(request.prompt) + most <= self.n_ctx
+
+    def need(self, request: Request) -> int:
+        """Cells that a request may come to hold; of one without an end, before it asks for more."""
+        return request.grant if request.grant is not None else self._wanted(request)
+
+    def _wanted(self, request: Request) -> int:
+        whole = len(request.prompt) + request.limit
+        if self.bounded(request):
+            return whole
+        fair = max(1, (self.n_ctx - len(request.prompt)) // request.siblings)
+        return min(whole, request.n_tokens + min(UNBOUNDED_RESERVE, fair))
+
+    def need_together(self, request: Request) -> int:
+        """Cells that a request and its followers, which share its prompt, may come to hold."""
+        each = self.need(request) - len(request.prompt)
+        return len(request.prompt) + each * len(request.group)
+
+    def least_together(self, request: Request) -> int:
+        """The same, with room for one token each that is not there yet."""
+        return request.n_tokens + len(request.group)
+
+    # --- those that run
+
+    def used(self) -> int:
+        """Cells that hold something."""
+        return 0 if self.countless else int(self.residency.memory.n_used)
+
+    def promised(self, among: Collection[Request] | None = None) -> int:
+        """Cells that running requests, or those ``among`` them, have not taken yet, and may."""
+        requests = list(self.running.values()) if among is None else among
+        cells = 0
+        for request in requests:
+            own = self.need(request) - request.n_resident
+            if request.unread and any(self._reads_for(other, request) for other in requests):
+                own -= len(request.prompt)
+            cells += max(0, own)
+        return cells
+
+    @staticmethod
+    def _reads_for(other: Request, request: Request) -> bool:
+        """Whether it reads the prompt that a follower waits for: the leader, or its heir, the first that is left."""
+        if other is request.leader:
+            return True
+        return other.leader is request.leader and (not other.unread or other.tag < request.tag)
+
+    def could_hold(self, cells: int, without: Collection[Request] = ()) -> bool:
+        """Whether there may be room for as many, with all evicted that can be, and some running requests out."""
+        out = {request.tag for request in without}
+        kept = [request for tag, request in self.running.items() if tag not in out]
+        return self._kept(kept, without) + self.promised(kept) + cells <= self.n_ctx
+
+    def _kept(self, kept: list[Request], without: Collection[Request]) -> int:
+        """Cells in use, at the least, that some requests keep from being evicted, and what is pinned otherwise."""
+        if not self.residency.parts:  # who shares a checkpoint's cells is not known
+            return max((request.n_resident for request in kept), default=0)
+        undone = Counter(request.node for request in without)
+        pinned: set[Node] = set()
+        for node in self.residency.tree.nodes():
+            if node.pins > undone[node]:
+                pinned.update(self.residency.tree.path(node))
+        cells = sum(len(node.tokens) for node in pinned if node.resident)
+        for request in kept:
+            shared = 0 if request.node is None else request.node.end
+            if request.follows:
+                shared = max(shared, len(request.prompt))
+            cells += max(0, request.n_resident - shared)
+        return cells
+
+    # --- quotas
+
+    def over_quota(self, request: Request) -> bool:
+        """Whether the owner's running requests leave no room for this one."""
+        quota = self._quota(request)
+        if quota is None:
+            return False
+        return self._of_owner(request) + self.need(request) * len(request.group) > quota
+
+    def grant(self, request: Request) -> bool:
+        """Let a generation without an end have more of its owner's quota; False where too little is left of that."""
+        quota = self._quota(request)
+        if quota is None or self.bounded(request):
+            return True
+        wanted = self._wanted(request)
+        left = quota - self._of_owner(request) - request.n_tokens
+        if left < min(WORTH_A_GRANT, wanted - request.n_tokens):
+            return False
+        request.grant = min(wanted, request.n_tokens + left)
+        # the last token that it has is in no cell; at its limit it ends by itself
+        request.job.hold(request.grant + 1)
+        return True
+
+    def _quota(self, request: Request) -> int | None:
+        return None if request.owner is None else self.quotas.get(request.owner)
+
+    def _of_owner(self, request: Request) -> int:
+        """Cells that the others of its owner that run may come to hold."""
+        return sum(
+            self.need(other)
+            for other in self.running.values()
+            if other.owner == request.owner and other is not request
+        )
