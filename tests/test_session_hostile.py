@@ -17,6 +17,7 @@ from llama_runner.errors import (
     ArgumentTypeError,
     ClosedError,
     ContextBusyError,
+    ContextOverflowError,
     InvalidArgumentError,
     MessageError,
 )
@@ -69,6 +70,33 @@ def test_dropping_goes_on_until_nothing_may_go(runner: LlamaRunner) -> None:
     assert [m.content for m in session.messages][:-1] == ["second"]
     with pytest.raises(ValueError, match="stay"):
         session.send("third " * 300)
+
+
+@pytest.mark.parametrize("cause", ["pins", "quota"])
+def test_what_is_full_before_the_context_is_full_all_the_same(
+    tiny_model: TinyModelFactory, cause: str
+) -> None:
+    """A reply that others' pins or the owner's quota cut short was taken for a finished one."""
+    quotas = {"me": 250} if cause == "quota" else None
+    with LlamaRunner(tiny_model("llama"), n_ctx=512, n_threads=1, quotas=quotas) as small:
+        others = small.sequence([300] * 262)
+        if cause == "pins":
+            others.pin()
+        session = small.session(template=PLAIN, on_full="drop", owner="me")
+        for i in range(4):
+            session.send(f"{i}", max_tokens=30, **GREEDY)
+        left = 250 - len(session.tokens)
+        reply = session.send("go on", max_tokens=None, **GREEDY)
+        assert len(reply.tokens) > 220 > left
+        assert reply.receipt is not None and reply.receipt.messages
+        assert [m.content for m in session.messages][:-1] == ["go on"]
+        strict = small.session(template=PLAIN, on_full="error", owner="me")
+        small.clear_context()
+        with pytest.raises(ContextOverflowError, match="quota, or of the context beside what is pinned"):
+            strict.send("go on", max_tokens=None, **GREEDY)
+        assert len(strict) == 0
+        stop = small.session(template=PLAIN, owner="me").send("go on", max_tokens=None, **GREEDY)
+        assert 200 < len(stop.tokens) < 260 and stop.finish_reason == "length"
 
 
 def test_a_reply_in_parts_is_parsed_as_a_whole(runner: LlamaRunner) -> None:
