@@ -239,6 +239,7 @@ def test_methods_of_a_job_refuse(loop: DecodeLoop) -> None:
         lambda: job.mark(0, 1),
         lambda: job.mark(1, 256),
         lambda: job.watch(0),
+        lambda: job.hold(-1),
         lambda: job.finish(None),
         lambda: job.finish("over"),
         lambda: job.finish("error", "nothing known"),
@@ -279,6 +280,33 @@ def test_cancel_and_timeout(loop: DecodeLoop) -> None:
     stalled.cancel()
     assert read(stalled)[3] == "cancelled"
     loop._fail_next(0, 0)
+
+
+def test_one_that_is_held_goes_on_when_it_may(loop: DecodeLoop) -> None:
+    job, other = job_of(loop, max_tokens=30, tag=1), job_of(loop, max_tokens=30, tag=2, seq_id=1)
+    job.hold(25)
+    loop.add(job)
+    loop.add(other)
+    read(other)
+    until(lambda: loop.counters["n_stalled"] == 1, "it is held back")
+    assert "room" in loop.wait(0)
+    assert (job.progress["n_tokens"], job.progress["n_resident"]) == (25, 24)
+    loop.pause()
+    loop.unstall()  # without leave it does not get on
+    loop.resume()
+    until(lambda: "room" in loop.wait(1), "it asks again")
+    assert job.progress["n_resident"] == 24
+    loop.pause()
+    job.hold(0)
+    loop.unstall()
+    loop.resume()
+    assert len(read(job)[1]) == 30
+    late = job_of(loop, tag=3, max_tokens=30)
+    late.hold(25)
+    loop.add(late)
+    until(lambda: loop.counters["n_stalled"] == 1, "it is held back")
+    late.cancel()
+    assert read(late)[3] == "cancelled"
 
 
 def test_a_mark_is_a_copy_and_a_second_one_another(loop: DecodeLoop) -> None:
