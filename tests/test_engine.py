@@ -495,7 +495,8 @@ def test_room_that_was_found_meanwhile_is_not_looked_for_again(path: Path) -> No
         next(low), next(high)
         with runner.engine.paused():
             runner.engine.scheduler.relieve()
-        assert [len([t for c in s for t in c.tokens]) for s in (low, high)] == [99, 99]
+        list(low), list(high)
+        assert [len(stream.completion.tokens) for stream in (low, high)] == [100, 100]
         assert runner.counters.preemptions == 0
         alone = runner.stream(prompt(60, 2), max_tokens=None, stop_tokens=[], **SLOW)
         next(alone)
@@ -512,7 +513,8 @@ def test_one_that_had_no_room_is_tried_again_before_it_ends(path: Path) -> None:
         stream = runner.stream(prompt(60), max_tokens=100, **SLOW)
         next(stream)
         runner.engine.loop._fail_next(1, 1)
-        assert sum(len(chunk.tokens) for chunk in stream) == 99
+        list(stream)
+        assert len(stream.completion.tokens) == 100
         assert runner.counters.loop["failed_decodes"] == 1
         stream = runner.stream(prompt(60), max_tokens=100, **SLOW)
         next(stream)

@@ -90,6 +90,15 @@ def test_what_is_full_before_the_context_is_full_all_the_same(
         assert len(reply.tokens) > 220 > left
         assert reply.receipt is not None and reply.receipt.messages
         assert [m.content for m in session.messages][:-1] == ["go on"]
+        for limit in (
+            430,
+            480,
+        ):  # more than there is room for before turns are dropped, and less than the context after it
+            longer = small.session(template=PLAIN, on_full="drop", owner="me")
+            for i in range(4):
+                longer.send(f"{i}", max_tokens=30, **GREEDY)
+            reply = longer.send("go on", max_tokens=limit, **GREEDY)
+            assert 220 < len(reply.tokens) < 260 and reply.receipt is not None
         strict = small.session(template=PLAIN, on_full="error", owner="me")
         small.clear_context()
         with pytest.raises(ContextOverflowError, match="quota, or of the context beside what is pinned"):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping
 
-from llama_runner.engine.prefix import Node
 from llama_runner.engine.request import Request
 from llama_runner.engine.residency import Residency
 
@@ -37,7 +36,7 @@ class Demand:
     def bounded(self, request: Request) -> bool:
         """Whether it said how many tokens it wants, and not just as many as the context holds."""
         most = request.params.max_tokens
-        return most is not None and len(request.prompt) + most <= self.n_ctx
+        return not request.endless and most is not None and len(request.prompt) + most <= self.n_ctx
 
     def need(self, request: Request) -> int:
         """Cells that a request may come to hold; of one without an end, before it asks for more."""
@@ -68,43 +67,32 @@ class Demand:
     def promised(self, among: Collection[Request] | None = None) -> int:
         """Cells that running requests, or those ``among`` them, have not taken yet, and may."""
         requests = list(self.running.values()) if among is None else among
-        cells = 0
-        for request in requests:
-            own = self.need(request) - request.n_resident
-            if request.unread and any(self._reads_for(other, request) for other in requests):
-                own -= len(request.prompt)
-            cells += max(0, own)
-        return cells
+        return sum(
+            max(
+                0,
+                self.need(request)
+                - request.n_resident
+                - len(request.prompt) * self.is_read_for(request, requests),
+            )
+            for request in requests
+        )
 
-    @staticmethod
-    def _reads_for(other: Request, request: Request) -> bool:
-        """Whether it reads the prompt that a follower waits for: the leader, or its heir, the first that is left."""
-        if other is request.leader:
-            return True
-        return other.leader is request.leader and (not other.unread or other.tag < request.tag)
+    def is_read_for(self, request: Request, among: Collection[Request] | None = None) -> bool:
+        """Whether another reads the prompt of a follower: its leader, or its heir, the first that is left."""
+        if not request.unread:
+            return False
+        return any(
+            other is request.leader
+            or (other.leader is request.leader and (not other.unread or other.tag < request.tag))
+            for other in (self.running.values() if among is None else among)
+        )
 
     def could_hold(self, cells: int, without: Collection[Request] = ()) -> bool:
-        """Whether there may be room for as many, with all evicted that can be, and some running requests out."""
+        """Whether there is room for as many, with all evicted that can be, and some running requests out."""
         out = {request.tag for request in without}
         kept = [request for tag, request in self.running.items() if tag not in out]
-        return self._kept(kept, without) + self.promised(kept) + cells <= self.n_ctx
-
-    def _kept(self, kept: list[Request], without: Collection[Request]) -> int:
-        """Cells in use, at the least, that some requests keep from being evicted, and what is pinned otherwise."""
-        if not self.residency.parts:  # who shares a checkpoint's cells is not known
-            return max((request.n_resident for request in kept), default=0)
-        undone = Counter(request.node for request in without)
-        pinned: set[Node] = set()
-        for node in self.residency.tree.nodes():
-            if node.pins > undone[node]:
-                pinned.update(self.residency.tree.path(node))
-        cells = sum(len(node.tokens) for node in pinned if node.resident)
-        for request in kept:
-            shared = 0 if request.node is None else request.node.end
-            if request.follows:
-                shared = max(shared, len(request.prompt))
-            cells += max(0, request.n_resident - shared)
-        return cells
+        pins = Counter(request.node for request in without)
+        return self.residency.n_kept(kept, pins) + self.promised(kept) + cells <= self.n_ctx
 
     # --- quotas
 

@@ -167,11 +167,13 @@ class Engine(Single):
         notify: Callable[[], None] | None = None,
         chain: SamplerChain | None = None,
         shown_tokens: Sequence[int] = (),
+        endless: bool = False,
     ) -> list[Request]:
         """Queue ``n`` generations that share one prompt; returns at once.
 
         ``chain`` is a sampler to go on with, in place of a new one; it is the engine's until the generation has ended.
         ``shown_tokens`` are special tokens that are written out in the text, where others have none.
+        With ``endless`` it gets its cells as it comes to them, as one without ``max_tokens`` does.
         Raises ContextOverflowError for what can never fit, ContextBusyError when the queue is full.
         """
         n_ctx, length = self.context.n_ctx, len(prompt)
@@ -184,7 +186,7 @@ class Engine(Single):
             )
         check_int("n", n, 1, self.scheduler.max_running)
         self._check_open()
-        limit = self._limit(length, params.max_tokens, owner, n)
+        limit = self._limit(length, params.max_tokens, owner, n, endless)
         base = params.seed if params.seed is not None else self.new_seed()
         seeds = [(base + i) % (2**32 - 1) for i in range(n)]
         chains = (
@@ -197,7 +199,7 @@ class Engine(Single):
                 Request(
                     self.vocab, prompt, params, each, tag=next(self._tags), seed=seed, n_ctx=n_ctx, limit=limit,
                     priority=priority, owner=owner, notify=notify, processor=processor, adapters=adapter_set, key=key,
-                    shown_tokens=shown_tokens,
+                    shown_tokens=shown_tokens, endless=endless,
                 )
                 for seed, each in zip(seeds, chains, strict=True)
             ]  # fmt: skip
@@ -210,11 +212,13 @@ class Engine(Single):
                 raise
         return requests
 
-    def _limit(self, length: int, max_tokens: int | None, owner: str | None, n: int) -> int:
+    def _limit(self, length: int, max_tokens: int | None, owner: str | None, n: int, endless: bool) -> int:
         """Most tokens to sample: what was asked for, as far as the context goes, and else as far as the quota does."""
         room = self.context.n_ctx - length
         if max_tokens is not None and max_tokens <= room:
-            return max_tokens
+            if not endless:
+                return max_tokens
+            room = max_tokens
         quota = self.scheduler.demand.quotas.get(owner) if isinstance(owner, str) else None
         return room if quota is None else max(1, min(room, quota // n - length))
 

@@ -70,6 +70,7 @@ class Request:
         adapters: int = 0,
         key: Hashable = None,
         shown_tokens: Sequence[int] = (),
+        endless: bool = False,
     ) -> None:
         self.vocab = vocab
         self.prompt = prompt
@@ -78,6 +79,7 @@ class Request:
         self.seed = seed
         self.n_ctx = n_ctx
         self.limit = limit  # most tokens to sample
+        self.endless = endless  # gets its cells as it comes to them, as without max_tokens
         self.priority = priority
         self.owner = owner
         self.notify = notify

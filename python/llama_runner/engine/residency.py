@@ -6,7 +6,8 @@ Every method wants the decode loop paused and the engine's lock held.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable, Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from llama_runner.core import Context
 from llama_runner.engine.prefix import Match, Node, PrefixCache, Stored
+from llama_runner.engine.request import Request
 from llama_runner.engine.tiers import OnDisk, Tiers
 from llama_runner.errors import LlamaRunnerError, StateError
 
@@ -397,6 +399,35 @@ class Residency:
             if not node.pins and not (self.parts and self._needed_below(node))
         ]
         return sorted(found, key=lambda node: node.last_used)
+
+    def n_kept(self, running: Iterable[Request], pins: Counter[Node | None]) -> int:
+        """Cells that cannot be evicted: those of running requests, and what is pinned more often than ``pins`` says."""
+        ends: dict[int, int] = {}  # of each sequence: up to where
+        for request in running:
+            for seq_id in (request.seq_id, request.mark and request.mark[1]):
+                if seq_id is not None:
+                    ends[seq_id] = self.context.n_ctx
+        for node in self.tree.nodes():
+            if node.pins > pins[node]:
+                held = self._held_of(node)
+                if held is not None:
+                    seq_id, end = held
+                    ends[seq_id] = max(ends.get(seq_id, 0), end)
+        cells = self.memory.cells()[0]  # the part by which a context is measured
+        kept = np.zeros(len(cells.pos), dtype=bool)
+        for seq_id, end in ends.items():
+            owned = (cells.seqs[:, seq_id // 64] >> np.uint64(seq_id % 64)) & np.uint64(1)
+            kept |= owned.astype(bool) & (cells.pos < end)
+        return int(kept.sum())
+
+    def _held_of(self, node: Node) -> tuple[int, int] | None:
+        """The sequence that holds what is in the memory of a node's path, and up to where."""
+        if not self.parts:
+            return None if node.seq_id is None else (node.seq_id, node.end)
+        for step in reversed(self.tree.path(node)):
+            if step.resident:
+                return self.tree.holder(step), step.end
+        return None
 
     @staticmethod
     def _needed_below(node: Node) -> bool:

@@ -164,10 +164,12 @@ class Scheduler:
 
     def _admit(self) -> None:
         for request in self._turns():
+            if self.demand.over_quota(request):
+                continue
             weaker = self._in_the_way(request)
             if weaker is None:
                 break
-            if self.demand.over_quota(request) or self._shares_soon(request):
+            if self._shares_soon(request):
                 continue
             for other in weaker:
                 self.preempt(other)
@@ -202,9 +204,8 @@ class Scheduler:
         if len(weaker) < too_many:
             return None
         if not self.demand.countless:
-            found = self.residency.tree.match(request.job.tokens, request.key)
-            cells = self.demand.need_together(request) - self.residency.usable(found, request.most)[1]
-            if not self.demand.could_hold(cells, weaker):
+            cached, restored, *_ = self.foresee(request.job.tokens, request.key, self._most(request))
+            if not self.demand.could_hold(self.demand.need_together(request) - cached + restored, weaker):
                 return None
         return weaker[:too_many]
 
@@ -256,7 +257,7 @@ class Scheduler:
         alike = [
             (other, min(common_length(other.prompt, tokens), most))
             for other in self.running.values()
-            if other.key == request.key and not other.unread
+            if other.key == request.key and not self.demand.is_read_for(other)
         ]
         if self.residency.parts:
             known = max([known, *(min(common, other.n_resident) for other, common in alike)])
@@ -298,11 +299,7 @@ class Scheduler:
     def _start(self, request: Request) -> bool:
         """Give a request its sequence and put it into the loop; False when it has to wait."""
         tokens = request.job.tokens
-        most = request.most
-        if request.preempted:
-            most = len(tokens) - 1
-            if request.scores:  # what it has not read itself it has not scored
-                most = min(most, max(request.most, int(request.job.progress["n_resident"])))
+        most = self._most(request)
         found = self._known(request, tokens)
         differs = found.differs_from
         ready: tuple[list[int], Attached] | str = ""
@@ -343,6 +340,15 @@ class Scheduler:
             raise
         request.lead([])
         return True
+
+    @staticmethod
+    def _most(request: Request) -> int:
+        """How many of its tokens at most may be taken from the cache."""
+        if not request.preempted:
+            return request.most
+        most = request.n_tokens - 1
+        # what it has not read itself it has not scored
+        return min(most, max(request.most, request.n_resident)) if request.scores else most
 
     def _prepare(
         self, request: Request, tokens: Tokens, most: int, *, keep: bool, least: bool
@@ -492,7 +498,7 @@ class Scheduler:
         if self.residency.evict_one():
             return
         # those that wait for another to read their prompt hold nothing, and come along with that
-        order = self._in_turn(request for request in self.running.values() if not request.unread)
+        order = self._in_turn(r for r in self.running.values() if not self.demand.is_read_for(r))
         if len(order) > 1:
             self.preempt(order[0])
         elif order and not self._tries_again(order[0]):

@@ -90,6 +90,7 @@ class Turn:
             chain=self.chain,
             shown_tokens=self.shown,
             notify=notify,
+            endless=bool(self._done),
         )[0]
         return self._request
 

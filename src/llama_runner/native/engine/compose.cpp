@@ -92,6 +92,9 @@ void lr_engine::take_turns(members & sampling, members & feeding) {
     if (stoppable && read_only && (feeding.size() + waiting.size() == 1 || (steps_back && !stopped))) {
         watched = feeding;
         watched.insert(watched.end(), waiting.begin(), waiting.end());
+        for (const lr_job * job : feeding) {
+            watched.insert(watched.end(), job->followers.begin(), job->followers.end());
+        }
     }
 }
 
