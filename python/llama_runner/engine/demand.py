@@ -67,15 +67,11 @@ class Demand:
     def promised(self, among: Collection[Request] | None = None) -> int:
         """Cells that running requests, or those ``among`` them, have not taken yet, and may."""
         requests = list(self.running.values()) if among is None else among
-        return sum(
-            max(
-                0,
-                self.need(request)
-                - request.n_resident
-                - len(request.prompt) * self.is_read_for(request, requests),
-            )
-            for request in requests
-        )
+        cells = 0
+        for request in requests:
+            shared = len(request.prompt) if self.is_read_for(request, requests) else 0
+            cells += max(0, self.need(request) - request.n_resident - shared)
+        return cells
 
     def is_read_for(self, request: Request, among: Collection[Request] | None = None) -> bool:
         """Whether another reads the prompt of a follower: its leader, or its heir, the first that is left."""

@@ -93,12 +93,12 @@ class Scheduler:
     # --- room
 
     def _make_room(self, cells: int) -> bool:
-        def lacking() -> bool:
-            return self.demand.used() + cells > self.n_ctx - self.demand.promised()
-
-        if lacking() and not self.demand.could_hold(cells):
+        most = self.n_ctx - self.demand.promised() - cells
+        if self.demand.used() <= most:
+            return True
+        if not self.demand.could_hold(cells):
             return False
-        while lacking():
+        while self.demand.used() > most:
             if not self.residency.evict_one():
                 return False
         return True
