@@ -158,6 +158,11 @@ class Request:
         return int(self.job.progress["n_resident"])
 
     @property
+    def seq_ids(self) -> list[int]:
+        """The sequences that it is in: its own, and that of a checkpoint to be."""
+        return [seq_id for seq_id in (self.seq_id, self.mark and self.mark[1]) if seq_id is not None]
+
+    @property
     def unread(self) -> bool:
         """Whether it is a follower that waits for another to read their prompt."""
         return self.follows and not self.n_resident and not self.job.progress["fed_us"]

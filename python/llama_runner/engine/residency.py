@@ -402,19 +402,19 @@ class Residency:
 
     def n_kept(self, running: Iterable[Request], pins: Counter[Node | None]) -> int:
         """Cells that cannot be evicted: those of running requests, and what is pinned more often than ``pins`` says."""
-        ends: dict[int, int] = {}  # of each sequence: up to where
-        for request in running:
-            for seq_id in (request.seq_id, request.mark and request.mark[1]):
-                if seq_id is not None:
-                    ends[seq_id] = self.context.n_ctx
+        cells = self.memory.cells()[0]  # the part by which a context is measured
+        whole = {seq_id for request in running for seq_id in request.seq_ids}
+        bits = np.zeros(cells.seqs.shape[1], np.uint64)
+        for seq_id in whole:
+            bits[seq_id // 64] |= np.uint64(1 << seq_id % 64)
+        kept = (cells.seqs & bits).any(axis=1)
+        ends: dict[int, int] = {}  # of other sequences: up to where
         for node in self.tree.nodes():
             if node.pins > pins[node]:
                 held = self._held_of(node)
-                if held is not None:
+                if held is not None and held[0] not in whole:
                     seq_id, end = held
                     ends[seq_id] = max(ends.get(seq_id, 0), end)
-        cells = self.memory.cells()[0]  # the part by which a context is measured
-        kept = np.zeros(len(cells.pos), dtype=bool)
         for seq_id, end in ends.items():
             owned = (cells.seqs[:, seq_id // 64] >> np.uint64(seq_id % 64)) & np.uint64(1)
             kept |= owned.astype(bool) & (cells.pos < end)
