@@ -300,9 +300,9 @@ cdef class Job:
         lr_job_watch(self.ptr, check_int("at", at, 1, INT32_MAX))
 
     def hold(self, at):
-        """Before it is added, or while the loop is paused: hold it back, as for want of room, at ``at`` tokens; 0: never.
+        """Before it is added, or while the loop is paused: hold it back once it has ``at`` tokens; 0: never.
 
-        The loop's ``wait`` says "room" then. The last of the tokens is not in the memory.
+        The loop's ``wait`` says "room" then, as where there is none. The last of the tokens is not in the memory.
         """
         lr_job_hold(self.ptr, check_int("at", at, 0, INT32_MAX))
 
