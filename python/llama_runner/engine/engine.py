@@ -466,7 +466,13 @@ class Engine(Single):
         self._release_set(request.key, 1)
 
     def _adapter_set(self, adapters: Adapters | None, n: int) -> tuple[Hashable, int]:
-        with self._lock:
+        lock = self._lock
+        if self.adapter_sets.key(adapters) is None:
+            return (
+                None,
+                0,
+            )  # who holds the lock may wait for a step's end: those that come together are to be read together
+        with lock:
             return self.adapter_sets.take(adapters, n, self._paused)
 
     def _release_set(self, key: Hashable, n: int) -> None:

@@ -9,7 +9,7 @@ namespace {
 constexpr int32_t MIN_SLICE  = 8;     // rows; reading goes on however slow the machine is
 constexpr int32_t BLOCK      = 64;    // rows that ggml's attention on the CPU computes together; fewer it computes one by one, which is slower
 constexpr int32_t FIRST      = BLOCK; // rows that are read while nothing is measured yet
-constexpr double  STOPPABLE  = 2.5;   // slices in one, where a cancel stops it: longer ones cost less a row
+constexpr double  STOPPABLE  = 3.0;   // slices in one, where a cancel stops it: longer ones cost less a row
 constexpr int32_t MOST_AHEAD = 128;  // tokens that an answer without an end in sight is taken to have
 constexpr int     SET_STEPS  = 4;     // steps with one set of adapters while jobs with another wait
 constexpr double  SMOOTHING  = 0.25;  // weight of the newest measurement
