@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -262,6 +263,26 @@ def test_one_that_runs_out_of_time_in_the_queue_lets_others_in(path: Path) -> No
         stall(runner, False)
         assert count(small) == 5
         first.close()
+
+
+def test_queueing_waits_for_nobody(path: Path) -> None:
+    """Whoever looks between two steps, or waits for the end of one, holds no newcomer up."""
+    with make(path) as runner:
+        inside, leave = threading.Event(), threading.Event()
+
+        def look() -> None:
+            with runner.engine.paused():
+                inside.set()
+                leave.wait(30)
+
+        looker = threading.Thread(target=look)
+        looker.start()
+        assert inside.wait(30)
+        (request,) = submit(runner.engine, 20, 0)
+        assert looker.is_alive() and not leave.is_set()
+        leave.set()
+        looker.join()
+        assert len(read_all(request)) == 5
 
 
 # --- prompts that are alike
