@@ -18,7 +18,7 @@ from engine_use import GREEDY, SLOW, make, prompt, read_all, slowly, wait_for
 from fixtures_models import TinyModelFactory
 from llama_runner import GenerationParams, LlamaRunner
 from llama_runner.engine import AsyncStream, Engine, Request
-from llama_runner.errors import ContextOverflowError
+from llama_runner.errors import ClosedError, ContextOverflowError, DecodeError
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +198,15 @@ def test_a_step_stops_for_a_follower_that_is_cancelled(path: Path) -> None:
         wait_for(lambda: group[1].job.end_reason)
         assert group[0].n_resident < 24000, "the step that read all of it went on to its end"
         runner.engine.cancel(group[0])
+
+
+def test_a_state_is_not_lost_for_a_follower_that_is_cancelled(tiny_model: TinyModelFactory) -> None:
+    with make(tiny_model("mamba"), n_ctx=8192, n_batch=8192, n_ubatch=512, slice_seconds=100) as runner:
+        group = submit(runner.engine, 8000, 0, n=2)
+        wait_for(lambda: group[0].n_resident > 0)
+        runner.engine.cancel(group[1])
+        assert len(read_all(group[0])) == 5
+        assert (group[0].usage().computed_tokens, group[0].explain().recomputed_tokens) == (8000, 0)
 
 
 def test_an_heir_is_a_reader_like_its_leader(path: Path) -> None:
@@ -385,8 +394,8 @@ def test_followers_that_hold_nothing_are_not_put_out_for_room(path: Path) -> Non
         runner.engine.loop._fail_next(1, 12)
         for request in group:
             assert len(read_all(request)) == 5
-        together = {request.preempted for request in group}
-        assert len(together) == 1, "they gave way together, or not at all"
+        assert len({request.preempted for request in group}) == 1, "they gave way together"
+        assert group[0].preempted > 0
         assert [request.usage().cached_tokens for request in group] == [0, 7000, 7000, 7000]
         assert count(other) == 300
 
@@ -454,7 +463,7 @@ def test_an_error_while_one_gives_way_answers_it(path: Path, monkeypatch: pytest
                 engine.scheduler.preempt(stream._request)
         monkeypatch.undo()
         engine.close()
-        with pytest.raises(Exception, match="closed"):
+        with pytest.raises(ClosedError):
             list(stream)
 
 
@@ -470,7 +479,7 @@ def test_sequences_of_a_group_that_cannot_start_are_given_back(
 
         monkeypatch.setattr(engine.residency, "_attach_parts", fail)
         for request in submit(engine, 30, 0, n=4):
-            with pytest.raises(Exception, match="does not fit"):
+            with pytest.raises(DecodeError, match="does not fit"):
                 read_all(request)
         monkeypatch.undo()
         assert engine.residency.n_free == free

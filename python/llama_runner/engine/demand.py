@@ -94,14 +94,14 @@ class Demand:
 
     def over_quota(self, request: Request) -> bool:
         """Whether the owner's running requests leave no room for this one."""
-        quota = self._quota(request)
+        quota = self.quota(request.owner)
         if quota is None:
             return False
         return self._of_owner(request) + self.need(request) * len(request.group) > quota
 
     def grant(self, request: Request) -> bool:
         """Let a generation without an end have more of its owner's quota; False where too little is left of that."""
-        quota = self._quota(request)
+        quota = self.quota(request.owner)
         if quota is None or self.bounded(request):
             return True
         wanted = self._wanted(request)
@@ -113,8 +113,9 @@ class Demand:
         request.job.hold(request.grant + 1)
         return True
 
-    def _quota(self, request: Request) -> int | None:
-        return None if request.owner is None else self.quotas.get(request.owner)
+    def quota(self, owner: str | None) -> int | None:
+        """Cells that an owner's running requests may hold together; None where nobody said."""
+        return None if owner is None else self.quotas.get(owner)
 
     def _of_owner(self, request: Request) -> int:
         """Cells that the others of its owner that run may come to hold."""

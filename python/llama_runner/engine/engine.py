@@ -219,7 +219,7 @@ class Engine(Single):
             if not endless:
                 return max_tokens
             room = max_tokens
-        quota = self.scheduler.demand.quotas.get(owner) if isinstance(owner, str) else None
+        quota = self.scheduler.demand.quota(owner) if isinstance(owner, str) else None
         return room if quota is None else max(1, min(room, quota // n - length))
 
     def feed(
@@ -259,7 +259,7 @@ class Engine(Single):
             raise ArgumentTypeError(
                 f"owner={request.owner!r:.60}: it is a str, the name that a quota goes by"
             )
-        quota = demand.quotas.get(request.owner) if request.owner is not None else None
+        quota = demand.quota(request.owner)
         cells = demand.need(request) * len(request.group)
         if quota is not None and cells > quota:
             raise ContextOverflowError(
@@ -519,7 +519,7 @@ class Engine(Single):
             owners = {}
             for request in self.scheduler.running.values():
                 assert request.seq_id is not None
-                held = int(request.job.progress["n_resident"])
+                held = request.n_resident
                 owners[request.seq_id] = Owner("request", request.owner, request.tag, held, 0.0, True)
                 if request.mark is not None:
                     owners[request.mark[1]] = Owner("checkpoint", request.owner, request.tag, 0, 0.0, True)

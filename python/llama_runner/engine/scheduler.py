@@ -216,7 +216,7 @@ class Scheduler:
         for other in self.running.values() if self.residency.parts else ():
             if other.key != request.key:
                 continue
-            held = int(other.job.progress["n_resident"])
+            held = other.n_resident
             common = common_length(other.prompt[:held], tokens)
             if common == len(other.prompt) < held:
                 common = common_length(other.job.tokens[:held], tokens)
@@ -225,9 +225,7 @@ class Scheduler:
         if best is None:
             return found
         assert best.seq_id is not None
-        self.residency.publish(
-            best.seq_id, best.job.tokens[: int(best.job.progress["n_resident"])], request.key
-        )
+        self.residency.publish(best.seq_id, best.job.tokens[: best.n_resident], request.key)
         self._pin(best)
         return self.residency.tree.match(tokens, request.key)
 
@@ -241,7 +239,7 @@ class Scheduler:
         known, differs = found.length, found.differs_from
         for other in self.running.values() if self.residency.parts else ():
             if other.key == key:
-                log = other.job.tokens[: int(other.job.progress["n_resident"])]
+                log = other.job.tokens[: other.n_resident]
                 common = common_length(log, tokens)
                 if common > known:
                     known, differs = common, int(log[common]) if common < len(log) else None

@@ -89,10 +89,11 @@ void lr_engine::take_turns(members & sampling, members & feeding) {
     }
     read_only = sampling.empty();
     // what only reads is stopped for one that is over; not twice in a row, or cancels would keep the others from reading
-    if (stoppable && read_only && (feeding.size() + waiting.size() == 1 || (steps_back && !stopped))) {
+    const bool goes_on = steps_back && !stopped;  // those that are left, without having lost more than a step
+    if (stoppable && read_only && (feeding.size() + waiting.size() == 1 || goes_on)) {
         watched = feeding;
         watched.insert(watched.end(), waiting.begin(), waiting.end());
-        for (const lr_job * job : feeding) {
+        for (const lr_job * job : goes_on ? feeding : members{}) {
             watched.insert(watched.end(), job->followers.begin(), job->followers.end());
         }
     }

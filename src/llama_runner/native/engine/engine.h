@@ -159,8 +159,8 @@ LR_API void lr_engine_add(lr_engine * engine, lr_job * job);
 // the follower's, and both sample from the same logits. Before the leader is added.
 LR_API void lr_engine_follow(lr_engine * engine, lr_job * leader, lr_job * job);
 // While paused: takes a job out where it stands, to be placed and added again later, with the followers that still wait for
-// it; what it was to mark and to watch, and where to hold, is forgotten. Writes their tags, its own first, and returns how many, of at most 256; 0
-// when it has ended meanwhile.
+// it; what it was to mark and to watch, and where to hold, is forgotten. Writes their tags, its own first, and returns how many,
+// of at most 256; 0 when it has ended meanwhile.
 LR_API int32_t lr_engine_take_out(lr_engine * engine, lr_job * job, uint64_t * tags);
 // Of a job that is in no engine: where its tokens are now, and how many of them.
 LR_API void lr_job_place(lr_job * job, int32_t seq_id, int32_t n_resident);

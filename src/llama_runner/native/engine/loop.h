@@ -70,7 +70,8 @@ private:
     members  waiting;  // of those that could sample, who does not take part in this step
     members  watched;  // whose end stops this step under way
     double   own_us[257] = {};  // measured, by how many sample: a step without reading
-    double   row_us[2] = {}, mixed_row_us = 0;  // and a row that is read: without those that sample, by whether a block's; with them
+    double   row_us[2] = {};    // and a row that is read without those that sample, by whether it is one of a block
+    double   mixed_row_us = 0;  // and with them
 
     // the batch
     std::vector<llama_token>    tokens;
